@@ -1,0 +1,1 @@
+"""lora-worker: RabbitMQ jobs in, Stable Diffusion LoRA adapters out."""

@@ -1,0 +1,1 @@
+"""What crosses a boundary: the job message, its parameters, the webhooks, the errors, the pipe."""

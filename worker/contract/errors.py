@@ -1,0 +1,66 @@
+"""One error type for a job: a stable code, a sentence for a person, and whether trying again helps."""
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """The closed list of `error_code` in the `failed` webhook (contract §2)."""
+
+    TRAINING_FAILED = "TRAINING_FAILED"
+    INVALID_JOB = "INVALID_JOB"
+    IMAGE_DOWNLOAD_FAILED = "IMAGE_DOWNLOAD_FAILED"
+    INVALID_IMAGE = "INVALID_IMAGE"
+    BASE_MODEL_UNAVAILABLE = "BASE_MODEL_UNAVAILABLE"
+    GPU_OUT_OF_MEMORY = "GPU_OUT_OF_MEMORY"
+    NON_FINITE_LOSS = "NON_FINITE_LOSS"
+    UPLOAD_FAILED = "UPLOAD_FAILED"
+    TIME_LIMIT_EXCEEDED = "TIME_LIMIT_EXCEEDED"
+    WORKER_CRASHED = "WORKER_CRASHED"
+    CANCELED = "CANCELED"
+
+
+class JobError(Exception):
+    """A job cannot go on.
+
+    Attributes:
+        code: what kind of failure, from the closed list.
+        message: one sentence for the person who sent the job: the field or file, what was found,
+            what to do. It leaves the worker, so it holds no secret, no local path, no stack trace.
+        transient: True where the same job may succeed later without anybody changing it.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.transient = transient
+
+    def __repr__(self) -> str:
+        kind = "transient" if self.transient else "permanent"
+        return f"JobError({self.code}, {kind}, {self.message!r})"
+
+
+class InvalidJob(JobError):  # noqa: N818 - named as the contract names it
+    """The message breaks the contract: permanent, and every broken field is named at once.
+
+    Attributes:
+        problems: `(field, sentence)` for each broken field, in the order of the message.
+        style_id: the message's style, where it could be read.
+        webhook_base: where to say so, where it could be read.
+        job_id: the identity, where it could be read.
+    """
+
+    def __init__(
+        self,
+        problems: list[tuple[str, str]],
+        *,
+        style_id: int | None = None,
+        webhook_base: str | None = None,
+        job_id: str | None = None,
+    ) -> None:
+        text = "; ".join(f"{field}: {what}" if field else what for field, what in problems)
+        super().__init__(ErrorCode.INVALID_JOB, f"The job message is not valid: {text}.")
+        self.problems = problems
+        self.style_id = style_id
+        self.webhook_base = webhook_base
+        self.job_id = job_id

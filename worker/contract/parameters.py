@@ -1,0 +1,176 @@
+"""Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+#: Named sets of linear layers of the UNet that get an adapter.
+TARGET_PRESETS: dict[str, tuple[str, ...]] = {
+    "attn": ("to_q", "to_k", "to_v", "to_out.0"),
+    "attn-mlp": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+}
+
+#: The names that `diffusers.optimization.get_scheduler` knows and that need no further arguments.
+SchedulerName = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+]
+
+#: Options of the contract that this version does not train with: refused by name, never ignored.
+NOT_YET: dict[str, Any] = {
+    "aspect_ratio_buckets": False,
+    "center_crop": True,
+    "validation_split": 0.0,
+    "validation_prompts": None,
+}
+
+
+class TrainingParameters(BaseModel):
+    """The training parameters of one job. Names are diffusers' flag names.
+
+    Out-of-range values and unknown names are refused by name; nothing is clamped or dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    num_train_epochs: int = Field(
+        100,
+        ge=1,
+        le=1000,
+        validation_alias=AliasChoices("num_train_epochs", "epochs"),
+        description="Passes over the pictures.",
+    )
+    max_train_steps: int | None = Field(
+        None, ge=1, le=50_000, description="Optimizer steps; wins over the epochs."
+    )
+    train_batch_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        validation_alias=AliasChoices("train_batch_size", "batch_size"),
+        description="Pictures in a micro-batch; at most the number of pictures.",
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=64, description="Micro-batches in one optimizer step."
+    )
+    learning_rate: float = Field(1e-4, ge=1e-7, le=1e-2, description="Peak learning rate.")
+    lr_scheduler: SchedulerName = Field("constant", description="Learning-rate schedule.")
+    lr_warmup_steps: int = Field(0, ge=0, le=50_000, description="Optimizer steps of warm-up.")
+    rank: int = Field(
+        16,
+        ge=1,
+        le=256,
+        validation_alias=AliasChoices("rank", "lora_rank"),
+        description="Rank of the adapter.",
+    )
+    lora_alpha: float = Field(
+        32.0, gt=0, le=512, description="Numerator of the scale `alpha / rank`."
+    )
+    lora_dropout: float = Field(0.1, ge=0, le=0.9, description="Dropout before the A matrices.")
+    target_modules: tuple[str, ...] = Field(
+        TARGET_PRESETS["attn"],
+        min_length=1,
+        max_length=32,
+        description="Layers with an adapter: `attn`, `attn-mlp`, or a list of module names.",
+    )
+    resolution: int = Field(
+        512, ge=64, le=2048, multiple_of=8, description="Side of the square picture, pixels."
+    )
+    aspect_ratio_buckets: bool = Field(False, description="Keep each picture's aspect ratio.")
+    random_flip: bool = Field(False, description="Mirror pictures at random.")
+    center_crop: bool = Field(True, description="Crop the centre (false: at random).")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "fp16", description="Arithmetic of the frozen base on a GPU; the adapter stays fp32."
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="Recompute activations; `auto` only when memory needs it."
+    )
+    optimizer: Literal["adamw"] = Field("adamw", description="Optimizer.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    adam_weight_decay: float = Field(1e-2, ge=0, le=1, description="Decoupled weight decay.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1e-2, description="Term against division by 0.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=1000, description="Clip the gradient's norm to this; 0 is off."
+    )
+    snr_gamma: float | None = Field(
+        None, gt=0, le=100, description="Min-SNR loss weighting; 5.0 is usual. Off by default."
+    )
+    noise_offset: float = Field(0.0, ge=0, le=1, description="Per-channel offset of the noise.")
+    caption_dropout_rate: float = Field(
+        0.0, ge=0, le=1, description="Share of samples trained with the empty prompt."
+    )
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
+        None, description="What the UNet predicts; by default what the base model says."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="Seed; from the job id by default. Echoed."
+    )
+    validation_split: float = Field(0.0, ge=0, le=0.5, description="Share of held-out pictures.")
+    validation_prompts: tuple[str, ...] | None = Field(None, description="Prompts for previews.")
+    num_validation_images: int = Field(4, ge=1, le=16, description="Previews a prompt.")
+    base_model: str | None = Field(
+        None, max_length=100, description="Name in the catalogue; the operator's default if none."
+    )
+    on_bad_image: Literal["skip", "fail"] = Field(
+        "skip", description="Train without pictures that cannot be read, or fail the job."
+    )
+    time_limit_seconds: int | None = Field(
+        None, ge=1, le=7 * 86_400, description="Longest training time; capped by the operator's."
+    )
+    checkpoint_seconds: int = Field(
+        60, ge=1, le=3600, description="Seconds of training between two checkpoints."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_two_names_for_one(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, field in cls.model_fields.items():
+            alias = field.validation_alias
+            given = [c for c in alias.choices if c in data] if isinstance(alias, AliasChoices) else []
+            if len(given) > 1:
+                raise ValueError(f"{given[0]} and {given[1]} are one parameter; send only {name}")
+        return data
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _expand_preset(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in TARGET_PRESETS:
+                raise ValueError(f"must be one of {', '.join(TARGET_PRESETS)}, or a list of names")
+            return TARGET_PRESETS[value]
+        return value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _plain_module_names(
+        cls, value: tuple[str, ...]
+    ) -> tuple[Annotated[str, Field(max_length=100)], ...]:
+        for name in value:
+            if not name.replace(".", "").replace("_", "").isalnum():
+                raise ValueError(f"{name!r} is not a module name such as to_q or to_out.0")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_built(self) -> "TrainingParameters":
+        for name, only in NOT_YET.items():
+            if getattr(self, name) != only:
+                raise ValueError(f"{name} can only be {only!r} in this version")
+        return self
+
+
+def nearest_parameter(name: str) -> str | None:
+    """The known parameter (or alias) spelled most like `name`, if any is close."""
+    known: list[str] = []
+    for field_name, field in TrainingParameters.model_fields.items():
+        alias = field.validation_alias
+        known += [str(c) for c in alias.choices] if isinstance(alias, AliasChoices) else [field_name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return close[0] if close else None

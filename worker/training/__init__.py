@@ -1,0 +1,1 @@
+"""Torch lives here and nowhere else; knows the contract alone."""

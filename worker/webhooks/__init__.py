@@ -1,0 +1,1 @@
+"""What is said to receivers over HTTP, and to whom it may be said."""
