@@ -1,4 +1,4 @@
-"""One error type for a job: a stable code, a sentence for a person, and whether trying again helps."""
+"""One error type for a job: a stable code, a sentence for a person, and whether to try again."""
 
 from enum import StrEnum
 

@@ -1,9 +1,16 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 #: Named sets of linear layers of the UNet that get an adapter.
 TARGET_PRESETS: dict[str, tuple[str, ...]] = {
@@ -127,18 +134,6 @@ class TrainingParameters(BaseModel):
         60, ge=1, le=3600, description="Seconds of training between two checkpoints."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_two_names_for_one(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name, field in cls.model_fields.items():
-            alias = field.validation_alias
-            given = [c for c in alias.choices if c in data] if isinstance(alias, AliasChoices) else []
-            if len(given) > 1:
-                raise ValueError(f"{given[0]} and {given[1]} are one parameter; send only {name}")
-        return data
-
     @field_validator("target_modules", mode="before")
     @classmethod
     def _expand_preset(cls, value: Any) -> Any:
@@ -150,20 +145,28 @@ class TrainingParameters(BaseModel):
 
     @field_validator("target_modules")
     @classmethod
-    def _plain_module_names(
-        cls, value: tuple[str, ...]
-    ) -> tuple[Annotated[str, Field(max_length=100)], ...]:
+    def _plain_module_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if not name.replace(".", "").replace("_", "").isalnum():
                 raise ValueError(f"{name!r} is not a module name such as to_q or to_out.0")
         return value
 
-    @model_validator(mode="after")
-    def _refuse_what_is_not_built(self) -> "TrainingParameters":
-        for name, only in NOT_YET.items():
-            if getattr(self, name) != only:
-                raise ValueError(f"{name} can only be {only!r} in this version")
-        return self
+    @field_validator(*NOT_YET)
+    @classmethod
+    def _refuse_what_is_not_built(cls, value: Any, info: ValidationInfo) -> Any:
+        only = NOT_YET[str(info.field_name)]
+        if value != only:
+            raise ValueError(f"can only be {only!r} in this version")
+        return value
+
+
+def canonical_parameter(name: str) -> str | None:
+    """The parameter that `name` names, itself or by an alias; none if it names none."""
+    for field_name, field in TrainingParameters.model_fields.items():
+        alias = field.validation_alias
+        if name in (alias.choices if isinstance(alias, AliasChoices) else (field_name,)):
+            return field_name
+    return None
 
 
 def nearest_parameter(name: str) -> str | None:
@@ -171,6 +174,8 @@ def nearest_parameter(name: str) -> str | None:
     known: list[str] = []
     for field_name, field in TrainingParameters.model_fields.items():
         alias = field.validation_alias
-        known += [str(c) for c in alias.choices] if isinstance(alias, AliasChoices) else [field_name]
+        known += (
+            [str(c) for c in alias.choices] if isinstance(alias, AliasChoices) else [field_name]
+        )
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return close[0] if close else None

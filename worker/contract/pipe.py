@@ -1,4 +1,4 @@
-"""What the supervisor and a trainer say to each other: one JSON object a line, commands down, events up."""
+"""What supervisor and trainer say to each other: a JSON object a line, commands down, events up."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,0 +1,260 @@
+"""What does a message ask for? Both body shapes become one `TrainingJob`, or say why not."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from worker.contract.errors import InvalidJob
+from worker.contract.parameters import (
+    TrainingParameters,
+    canonical_parameter,
+    nearest_parameter,
+)
+
+#: The only `type` of an enveloped message that this worker takes.
+MESSAGE_TYPE = "model_training"
+
+#: Characters of a job id: it becomes part of object keys and of an HTTP header.
+JOB_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,199}"
+
+#: Longest message body that is parsed, bytes.
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+#: From here on, a webhook address in a message is cut off (contract §1).
+WEBHOOK_PATH = "/api/webhooks/"
+
+_SCHEMES = ("s3://", "gs://", "https://", "file:///")
+
+
+class ImageReference(BaseModel):
+    """Where one picture is, and what it shows if the sender says so."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    url: str = Field(
+        min_length=1, max_length=4096, description="s3://, gs://, https:// or file:///"
+    )
+    caption: str | None = Field(None, max_length=4000, description="What the picture shows.")
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if not value.startswith(_SCHEMES):
+            raise ValueError(f"{value[:100]!r} must start with one of {', '.join(_SCHEMES)}")
+        return value
+
+
+class TrainingJob(BaseModel):
+    """One job, whichever shape its message had."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, str_strip_whitespace=True)
+
+    job_id: str = Field(
+        pattern=f"^{JOB_ID_PATTERN}$",
+        validation_alias=AliasChoices("job_id", "task_id"),
+        description="Identity: two deliveries with one id are one job.",
+    )
+    style_id: int = Field(gt=0, le=2**63 - 1, strict=True, description="The backend's key.")
+    images: tuple[ImageReference, ...] = Field(
+        min_length=1,
+        validation_alias=AliasChoices("image_urls", "images"),
+        description="The pictures: URLs, or objects with url and caption.",
+    )
+    webhook_url: str | None = Field(
+        None,
+        max_length=2048,
+        validation_alias=AliasChoices("webhook_url", "callback_url"),
+        description="Base URL of the backend; cut off from /api/webhooks/ on.",
+    )
+    trigger_word: str | None = Field(None, max_length=100, description="Word that calls the style.")
+    tags: tuple[str, ...] = Field((), max_length=100, description="Words of the caption template.")
+    caption_template: str | None = Field(
+        None, max_length=1000, description="Caption of a picture without one: {trigger}, {tags}."
+    )
+    parameters: TrainingParameters = Field(
+        default_factory=TrainingParameters, description="Training parameters."
+    )
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _urls_are_references(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [{"url": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _base_only(cls, value: str | None) -> str | None:
+        return webhook_base(value) if value else None
+
+    @property
+    def seed(self) -> int:
+        """The seed of every random number of this job; from the job id unless one was sent."""
+        if self.parameters.seed is not None:
+            return self.parameters.seed
+        return int.from_bytes(hashlib.sha256(self.job_id.encode()).digest()[:8], "big") >> 1
+
+    def template_caption(self) -> str:
+        """The caption of a picture that has none of its own; empty without trigger and tags."""
+        tags = ", ".join(tag for tag in self.tags if tag)
+        trigger = self.trigger_word or ""
+        if self.caption_template:
+            filled = self.caption_template.replace("{trigger}", trigger).replace("{tags}", tags)
+            return " ".join(filled.split())
+        return ", ".join(part for part in (trigger, tags) if part)
+
+
+def webhook_base(url: str) -> str:
+    """The base of a webhook address: everything before `/api/webhooks/`, no slash at the end."""
+    return url.split(WEBHOOK_PATH, 1)[0].rstrip("/")
+
+
+def digest_id(payload: Any) -> str:
+    """The identity of a body without an id: a digest of its canonical JSON."""
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256-" + hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+class ParsedMessage(BaseModel):
+    """A valid message.
+
+    Attributes:
+        job: what to train.
+        id_is_digest: the message named no id; `job.job_id` is the digest of its body.
+        ignored_fields: names in the body that the contract does not know, for one log line.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job: TrainingJob
+    id_is_digest: bool
+    ignored_fields: tuple[str, ...]
+
+
+def parse_message(
+    body: bytes, *, message_id: str | None = None, max_images: int = 1000
+) -> ParsedMessage:
+    """Read a message body of either shape.
+
+    Args:
+        body: the bytes as delivered.
+        message_id: AMQP's `message_id`, the identity where the body names none.
+        max_images: the operator's limit.
+
+    Raises:
+        InvalidJob: with every broken field, and with whatever of style, webhook base and job id
+            could still be read, so that the sender can be told.
+    """
+    payload = _decode(body)
+    fields, ignored = _unwrap(payload)
+    given_id = next((fields[k] for k in ("job_id", "task_id") if fields.get(k) is not None), None)
+    job_id = given_id if given_id is not None else message_id
+    id_is_digest = job_id is None
+    if id_is_digest:
+        job_id = digest_id(payload)
+    fields = {k: v for k, v in fields.items() if k not in ("job_id", "task_id") and v is not None}
+    fields["job_id"] = str(job_id) if isinstance(job_id, int) else job_id
+
+    problems: list[tuple[str, str]] = []
+    if payload.get("type", MESSAGE_TYPE) != MESSAGE_TYPE:
+        problems.append(("type", f"must be {MESSAGE_TYPE!r}, found {payload['type']!r}"))
+    job = None
+    try:
+        job = TrainingJob.model_validate(fields)
+    except ValidationError as error:
+        details = error.errors()
+        if any(detail["loc"][:1] == ("images",) and len(detail["loc"]) > 1 for detail in details):
+            # A list whose items are all refused is not also "too short".
+            details = [d for d in details if d["loc"] != ("images",)]
+        problems += [_sentence(detail) for detail in details]
+    images = fields.get("image_urls", fields.get("images"))
+    if isinstance(images, list) and len(images) > max_images:
+        problems.append(
+            ("image_urls", f"has {len(images)} pictures; at most {max_images} are allowed")
+        )
+    if job is not None:
+        batch = job.parameters.train_batch_size
+        if batch > len(job.images):
+            problems.append(
+                (
+                    "parameters.train_batch_size",
+                    f"is {batch} with {len(job.images)} pictures; send at most that many",
+                )
+            )
+    if problems or job is None:
+        raise _invalid(problems, fields)
+    return ParsedMessage(job=job, id_is_digest=id_is_digest, ignored_fields=ignored)
+
+
+def _decode(body: bytes) -> dict[str, Any]:
+    if len(body) > MAX_BODY_BYTES:
+        raise InvalidJob(
+            [("", f"the body has {len(body)} bytes; at most {MAX_BODY_BYTES} are read")]
+        )
+    try:
+        payload = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise InvalidJob([("", "the body is not JSON in UTF-8; send one JSON object")]) from None
+    if not isinstance(payload, dict):
+        kind = type(payload).__name__
+        raise InvalidJob([("", f"the body is a JSON {kind}; send one JSON object")])
+    return payload
+
+
+def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """One flat dict of known fields, and the names of the unknown ones."""
+    known = {"job_id"}
+    for name, field in TrainingJob.model_fields.items():
+        alias = field.validation_alias
+        known |= set(map(str, alias.choices)) if isinstance(alias, AliasChoices) else {name}
+    envelope = {"type", "data", "created_at"}
+    flat = dict(payload)
+    ignored = [name for name in payload if name not in known | envelope]
+    data = payload.get("data")
+    if isinstance(data, dict):
+        flat = {**payload, **data}
+        ignored += [f"data.{name}" for name in data if name not in known]
+    return {k: v for k, v in flat.items() if k in known}, tuple(ignored)
+
+
+def _sentence(detail: ErrorDetails) -> tuple[str, str]:
+    """`(field, what is wrong)` of one pydantic error, in words for a person."""
+    where = [str(part) for part in detail["loc"]]
+    field = ".".join(where)
+    kind = detail["type"]
+    if kind == "missing":
+        return field, "is missing"
+    if kind == "too_short":
+        return field, "is empty; send at least one"
+    if kind == "extra_forbidden":
+        if other := canonical_parameter(where[-1]):
+            return field, f"is another name of {other}, which is given too; send one of them"
+        near = nearest_parameter(where[-1])
+        return field, "is not a known parameter" + (f"; did you mean {near}?" if near else "")
+    text = detail["msg"].removeprefix("Value error, ")
+    text = re.sub(r"^(Input|String|Tuple|List) should", "should", text)
+    found = detail.get("input")
+    if isinstance(found, str | int | float | bool) and kind != "value_error":
+        text += f", found {str(found)[:100]!r}" if isinstance(found, str) else f", found {found}"
+    return field, text
+
+
+def _invalid(problems: list[tuple[str, str]], fields: dict[str, Any]) -> InvalidJob:
+    style, url, job_id = fields.get("style_id"), _first_url(fields), fields.get("job_id")
+    return InvalidJob(
+        problems,
+        style_id=style if type(style) is int and style > 0 else None,
+        webhook_base=webhook_base(url) if url else None,
+        job_id=job_id if isinstance(job_id, str) and re.fullmatch(JOB_ID_PATTERN, job_id) else None,
+    )
+
+
+def _first_url(fields: dict[str, Any]) -> str | None:
+    for name in ("webhook_url", "callback_url"):
+        if isinstance(fields.get(name), str):
+            return str(fields[name])
+    return None
