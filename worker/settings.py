@@ -1,0 +1,261 @@
+"""Which knobs does an operator have? Every one, with its type, default, unit and one line."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: Exit status of a start with settings that cannot work (sysexits' EX_USAGE).
+EXIT_SETTINGS = 64
+
+_CommaList = Annotated[tuple[str, ...], NoDecode]
+
+
+class SettingsError(Exception):
+    """The settings cannot work. `problems` has one sentence each, with the variable's name."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Settings(BaseSettings):
+    """The worker's settings, read from the environment."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    # --- where it runs
+    environment: Literal["development", "staging", "production"] = Field(
+        "development", description="In production a missing token or GPU stops the start."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field("json", description="How log lines look.")
+    work_dir: Path = Field(
+        Path("/tmp/lora-worker"),  # noqa: S108 - the operator's choice; folders inside are private
+        description="Folder for downloads, checkpoints and outputs of running jobs.",
+    )
+
+    # --- the broker
+    rabbitmq_url: SecretStr | None = Field(
+        None, description="amqp:// or amqps:// address; wins over the parts below."
+    )
+    rabbitmq_host: str = Field("localhost", description="Broker host.")
+    rabbitmq_port: int = Field(5672, ge=1, le=65535, description="Broker port.")
+    rabbitmq_user: str = Field("guest", description="Broker user.")
+    rabbitmq_password: SecretStr = Field(
+        SecretStr("guest"),
+        validation_alias=AliasChoices("rabbitmq_password", "rabbitmq_pass"),
+        description="Broker password (also RABBITMQ_PASS).",
+    )
+    rabbitmq_vhost: str = Field("/", description="Broker virtual host.")
+    rabbitmq_queue: str = Field(
+        "model_training", min_length=1, max_length=200, description="Queue that jobs arrive on."
+    )
+    rabbitmq_queue_type: Literal["classic", "quorum"] = Field(
+        "classic", description="Type of the queues that the worker declares beside it."
+    )
+    rabbitmq_heartbeat_seconds: int = Field(
+        60, ge=1, le=3600, description="AMQP heartbeat, seconds."
+    )
+    rabbitmq_give_up_seconds: float = Field(
+        600, gt=0, description="Exit when there was no broker session for so many seconds."
+    )
+    handover_after_seconds: float = Field(
+        1200,
+        gt=0,
+        description="Longest time a delivery is held unacknowledged, seconds; then it is parked.",
+    )
+    parked_seconds: float = Field(
+        60, gt=0, description="How long a parked message waits before it is looked at, seconds."
+    )
+    dead_letter_max_messages: int = Field(
+        10_000, ge=1, description="Bound of the dead-letter queues, messages."
+    )
+
+    # --- the store
+    s3_bucket: str = Field(
+        "stylelicense-models", min_length=3, max_length=63, description="Bucket of the results."
+    )
+    s3_endpoint_url: str | None = Field(
+        None, description="Any S3-compatible server; Amazon's if empty."
+    )
+    s3_timeout_seconds: float = Field(30, gt=0, description="Per read and connect, seconds.")
+
+    # --- the webhooks
+    internal_api_token: SecretStr | None = Field(
+        None, description="Bearer token of the webhooks. Required in production."
+    )
+    webhook_allowed_hosts: _CommaList = Field(
+        (), description="Hosts (comma-separated, host or host:port) that may get the token."
+    )
+    webhook_base_url: str | None = Field(
+        None, description="Base of the webhooks; overrides the one in the message."
+    )
+    webhook_signing_secret: SecretStr | None = Field(
+        None, description="Standard Webhooks secret (whsec_…); signs every webhook if set."
+    )
+    webhook_timeout_seconds: float = Field(
+        15, gt=0, le=300, description="Total time of one webhook request, seconds."
+    )
+    progress_interval_seconds: float = Field(
+        30, gt=0, description="Time between two progress webhooks, seconds."
+    )
+
+    # --- the pictures
+    max_images: int = Field(1000, ge=1, le=100_000, description="Most pictures in one job.")
+    max_image_bytes: int = Field(
+        50 * 1024 * 1024, ge=1024, description="Largest picture file, bytes."
+    )
+    image_allowed_hosts: _CommaList = Field(
+        (), description="Hosts that pictures may come from over https, comma-separated."
+    )
+    allow_local_images: bool = Field(False, description="Accept file:/// pictures in messages.")
+    download_parallelism: int = Field(8, ge=1, le=64, description="Pictures fetched at a time.")
+    download_timeout_seconds: float = Field(
+        300, gt=0, description="Total time to fetch one picture, seconds."
+    )
+
+    # --- the training
+    base_models_file: Path = Field(
+        Path("config/base_models.toml"), description="Catalogue of the allowed base models."
+    )
+    default_base_model: str = Field(
+        "stable-diffusion-v1-5", description="Row of the catalogue for jobs that name none."
+    )
+    allow_model_hub: bool = Field(
+        False, description="Let a trainer fetch base models from the model hub."
+    )
+    cuda_visible_devices: str | None = Field(
+        None, description="GPUs this worker may use; all if empty."
+    )
+    trainers_per_gpu: int = Field(1, ge=1, le=16, description="Trainer processes on one GPU.")
+    trainer_max_jobs: int = Field(50, ge=1, description="A trainer is replaced after so many jobs.")
+    trainer_start_timeout_seconds: float = Field(
+        300, gt=0, description="A trainer must be ready within so many seconds."
+    )
+    job_time_limit_seconds: float = Field(
+        6 * 3600, gt=0, description="Longest training of any job, seconds."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=20, description="Attempts without progress before a job is given up."
+    )
+    shutdown_grace_seconds: float = Field(
+        90, gt=0, description="After SIGTERM the worker is gone within so many seconds."
+    )
+    lease_term_seconds: float = Field(
+        180, gt=0, description="A job unrenewed for so long may be taken over, seconds."
+    )
+    lease_renew_seconds: float = Field(30, gt=0, description="Time between two renewals, seconds.")
+
+    @field_validator("webhook_allowed_hosts", "image_allowed_hosts", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _production_is_strict(self) -> "Settings":
+        problems = []
+        if self.lease_renew_seconds * 2 > self.lease_term_seconds:
+            problems.append(
+                "LEASE_RENEW_SECONDS must be at most half of LEASE_TERM_SECONDS, so that one "
+                "failed renewal does not lose the job"
+            )
+        if self.environment == "production":
+            if not self.internal_api_token:
+                problems.append("INTERNAL_API_TOKEN is missing; set it to the backend's token")
+            if self.webhook_base_url and not self.webhook_base_url.startswith("https://"):
+                problems.append("WEBHOOK_BASE_URL must start with https:// in production")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def broker_url(self) -> str:
+        """The AMQP address, password included: never log it."""
+        if self.rabbitmq_url is not None:
+            return self.rabbitmq_url.get_secret_value()
+        user, password = quote(self.rabbitmq_user, safe=""), self.rabbitmq_password
+        secret = quote(password.get_secret_value(), safe="")
+        vhost = quote(self.rabbitmq_vhost, safe="")
+        return f"amqp://{user}:{secret}@{self.rabbitmq_host}:{self.rabbitmq_port}/{vhost}"
+
+    @property
+    def secret_values(self) -> tuple[str, ...]:
+        """Every secret in these settings, for redaction."""
+        secrets = (
+            self.rabbitmq_url,
+            self.rabbitmq_password,
+            self.internal_api_token,
+            self.webhook_signing_secret,
+        )
+        values = [s.get_secret_value() for s in secrets if s is not None]
+        # The broker's usual "guest" is no secret, and redacting it would garble the log.
+        return tuple(value for value in values if value and value != "guest")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this environment.
+
+    Raises:
+        SettingsError: a sentence for every variable that is missing or wrong.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError([s for d in error.errors() for s in _sentences(d)]) from None
+
+
+def _sentences(detail: Any) -> list[str]:
+    text = str(detail["msg"]).removeprefix("Value error, ")
+    if not detail["loc"]:
+        return text.split("\n")
+    variable = str(detail["loc"][0]).upper()
+    return [f"{variable} is not valid: {text[0].lower()}{text[1:]}"]
+
+
+def env_example() -> str:
+    """The text of `config/worker.env.example`: every variable, its line, its default."""
+    lines = [
+        "# Settings of lora-worker: copy, uncomment what you change.",
+        "# Credentials of the store come from the AWS SDK's own names:",
+        "# AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, …",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        if isinstance(default, tuple):
+            default = ",".join(default)
+        if isinstance(default, bool):
+            default = str(default).lower()
+        lines += [
+            "",
+            f"# {field.description}",
+            f"#{name.upper()}={'' if default is None else default}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def settings_table() -> str:
+    """The README's table of settings, in Markdown."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for block in env_example().split("\n\n")[1:]:
+        meaning, assignment = block.strip().split("\n")
+        name, default = assignment.removeprefix("#").split("=", 1)
+        rows.append(f"| `{name}` | {f'`{default}`' if default else ''} | {meaning[2:]} |")
+    return "\n".join(rows) + "\n"
