@@ -1,0 +1,166 @@
+"""What follows once a job's result stands: stable keys, dead letter, terminal event.
+
+Every step may be repeated, so a crash between any two is mended by the next delivery.
+"""
+
+from datetime import UTC, datetime
+
+import structlog
+
+from worker import __version__
+from worker.broker.topology import Topology
+from worker.contract.errors import ErrorCode
+from worker.contract.events import CompleteBody, FailedBody, ProgressBody, TrainingMetric
+from worker.contract.job import TrainingJob
+from worker.contract.pipe import FinishedEvent
+from worker.jobs.held_delivery import HeldDelivery
+from worker.jobs.outbox import Outbox
+from worker.jobs.record import CurrentAdapter, Lease, Result, read_document
+from worker.storage.keys import adapter_prefix, current_adapter, epoch_prefix, stable_adapter
+from worker.storage.store import ObjectStore, ObjectUrl, PreconditionFailed
+
+log = structlog.get_logger()
+
+
+class Conclusion:
+    """Carries a standing result to the store's stable keys, the dead-letter queue, the outbox."""
+
+    def __init__(
+        self, *, store: ObjectStore, bucket: str, outbox: Outbox, topology: Topology, owner: str
+    ) -> None:
+        self._store, self._bucket = store, bucket
+        self._outbox, self._topology, self._owner = outbox, topology, owner
+
+    def conclude(
+        self,
+        result: Result,
+        held: HeldDelivery,
+        last_progress: tuple[ProgressBody, int] | None = None,
+    ) -> None:
+        """Do all that follows from `result`. Raises `StorageError` or `PublishFailed`."""
+        if result.outcome == "completed":
+            self._publish_adapter(result)
+        elif result.outcome == "failed":
+            body = FailedBody.model_validate_json(result.event_body)
+            self.bury(held, body.error_code, body.error_message)
+        self._outbox.put(result, last_progress)
+
+    def bury(self, held: HeldDelivery, code: ErrorCode, message: str) -> None:
+        """Put a copy of the message into the dead-letter queue, with the reason."""
+        log.error("job_dead_lettered", code=code, reason=message)
+        held.copy(
+            self._topology.dead,
+            **{
+                "x-lora-job-id": held.job_id or "",
+                "x-lora-code": code.value,
+                "x-lora-message": message[:1000],
+                "x-lora-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "x-lora-worker": self._owner,
+                "x-lora-version": __version__,
+            },
+        )
+
+    def _publish_adapter(self, result: Result) -> None:
+        """Copy the files to the style's stable keys, unless a job accepted later has them.
+
+        Whoever copies looks again afterwards and mends what a slower worker overwrote.
+        """
+        assert result.output_prefix is not None  # noqa: S101 - set for every completed result
+        pointer = current_adapter(self._bucket, result.style_id)
+        mine = CurrentAdapter(
+            job_id=result.job_id,
+            accepted_at=result.accepted_at,
+            output_prefix=result.output_prefix,
+            files=result.files,
+        )
+        while True:
+            found = read_document(self._store, pointer, CurrentAdapter)
+            newest = found[0] if found else None
+            if newest is None or newest.accepted_at <= mine.accepted_at:
+                try:
+                    self._store.write(
+                        pointer,
+                        mine.body(),
+                        content_type="application/json",
+                        only_if_absent=found is None,
+                        only_if_etag=found[1].etag if found else None,
+                    )
+                except PreconditionFailed:
+                    continue
+                newest = mine
+            elif newest.job_id != mine.job_id:
+                log.info("adapter_superseded", by_job_id=newest.job_id)
+            self._copy(newest, result.style_id)
+            after = read_document(self._store, pointer, CurrentAdapter)
+            if after is not None and after[0].job_id == newest.job_id:
+                return
+
+    def _copy(self, adapter: CurrentAdapter, style_id: int) -> None:
+        source = ObjectUrl.parse(adapter.output_prefix)
+        target = adapter_prefix(self._bucket, style_id)
+        for name in adapter.files:
+            self._store.copy(source / name, target / name)
+
+
+def completed_result(
+    job: TrainingJob,
+    base: str | None,
+    lease: Lease,
+    finished: FinishedEvent,
+    stage_seconds: dict[str, float],
+    bucket: str,
+) -> Result:
+    """The result of a trained and uploaded job."""
+    url = str(stable_adapter(bucket, job.style_id))
+    prefix = epoch_prefix(bucket, job.style_id, job.job_id, lease.epoch)
+    metadata = {
+        **finished.metadata,
+        "files": {file.name: file.sha256 for file in finished.files},
+        "immutable_prefix": str(prefix),
+        "stage_seconds": {name: round(seconds, 3) for name, seconds in stage_seconds.items()},
+        "worker_version": __version__,
+    }
+    body = CompleteBody(
+        style_id=job.style_id,
+        job_id=job.job_id,
+        model_url=url,
+        model_path=url,
+        metadata=metadata,
+        training_metric=TrainingMetric(loss=finished.loss, epochs=finished.epochs),
+    )
+    return Result(
+        outcome="completed",
+        epoch=lease.epoch,
+        fingerprint=lease.fingerprint,
+        job_id=job.job_id,
+        style_id=job.style_id,
+        event=body.event,
+        event_body=body.body().decode(),
+        webhook_base=base,
+        output_prefix=str(prefix),
+        files=tuple(file.name for file in finished.files),
+        accepted_at=lease.accepted_at,
+    )
+
+
+def ended_result(
+    job_id: str,
+    style_id: int,
+    base: str | None,
+    epoch: int,
+    fingerprint: str,
+    code: ErrorCode,
+    message: str,
+) -> Result:
+    """The result of a job that failed or was canceled."""
+    body = FailedBody(style_id=style_id, job_id=job_id, error_message=message, error_code=code)
+    return Result(
+        outcome="canceled" if code is ErrorCode.CANCELED else "failed",
+        epoch=epoch,
+        fingerprint=fingerprint,
+        job_id=job_id,
+        style_id=style_id,
+        event=body.event,
+        event_body=body.body().decode(),
+        webhook_base=base,
+    )

@@ -1,0 +1,123 @@
+"""What is to be done with a delivered job? A table over what the store says, as a pure function."""
+
+from dataclasses import dataclass
+
+from worker.contract.errors import ErrorCode
+from worker.jobs.record import Lease, Result
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the store holds about a job at one moment.
+
+    Attributes:
+        result: the committed end of the job, if it has ended.
+        delivered: the terminal event reached its receiver, or was given up.
+        canceled: somebody left a tombstone.
+        lease: the last claim.
+        lease_age_seconds: time since the lease was written, by the store's clock.
+        checkpoint_step: optimizer steps in the newest checkpoint, 0 without one.
+    """
+
+    result: Result | None = None
+    delivered: bool = False
+    canceled: bool = False
+    lease: Lease | None = None
+    lease_age_seconds: float = 0.0
+    checkpoint_step: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Take the job with this epoch; `attempts` counts claims in a row without progress."""
+
+    epoch: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Park:
+    """Somebody works on it: look again later."""
+
+
+@dataclass(frozen=True)
+class RepeatTerminal:
+    """It has ended: say so again if nobody heard, and forget the message."""
+
+    say_again: bool
+
+
+@dataclass(frozen=True)
+class CommitCanceled:
+    """It was canceled before anybody finished it."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Too many attempts without progress."""
+
+    epoch: int
+    code: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Another job already has this id: nothing may be said under it."""
+
+    message: str
+
+
+Action = Claim | Park | RepeatTerminal | CommitCanceled | GiveUp | Refuse
+
+
+def decide(
+    found: Snapshot, *, fingerprint: str, lease_term_seconds: float, max_attempts: int
+) -> Action:
+    """What to do with a valid message.
+
+    Args:
+        found: what the store holds.
+        fingerprint: digest of the message's content; one id belongs to one content.
+        lease_term_seconds: a lease unrenewed for so long is stale.
+        max_attempts: claims in a row without progress before the job is given up.
+    """
+    known = found.result or found.lease
+    if known is not None and known.fingerprint != fingerprint:
+        return Refuse(
+            "job_id: is already used by a job with other content; send a new job_id for a new job"
+        )
+    if found.result is not None:
+        return RepeatTerminal(say_again=not found.delivered)
+    lease = found.lease
+    if lease is not None and lease.state == "held" and found.lease_age_seconds < lease_term_seconds:
+        return Park()
+    epoch = lease.epoch + 1 if lease else 1
+    if found.canceled:
+        return CommitCanceled(epoch)
+    attempts = _attempts(lease, found.checkpoint_step)
+    if attempts > max_attempts:
+        return _give_up(lease, epoch, max_attempts)
+    return Claim(epoch, attempts)
+
+
+def _attempts(lease: Lease | None, checkpoint_step: int) -> int:
+    """This claim's number in the row of claims without progress, from 1."""
+    if lease is None or checkpoint_step > lease.step:
+        return 1
+    if lease.state == "released":
+        return lease.attempts  # an interruption is not an attempt
+    return lease.attempts + 1
+
+
+def _give_up(lease: Lease | None, epoch: int, max_attempts: int) -> GiveUp:
+    if lease is not None and lease.error is not None:
+        return GiveUp(epoch, lease.error.code, lease.error.message)
+    return GiveUp(
+        epoch,
+        ErrorCode.WORKER_CRASHED,
+        f"The training was started {max_attempts} times and its worker ended each time without "
+        "progress; send the job again, and tell the operator if it happens again.",
+    )

@@ -1,0 +1,124 @@
+"""Who keeps a claimed job ours? A thread that renews the lease and notices a loss or a cancel."""
+
+import threading
+import time
+
+import structlog
+
+from worker.jobs.record import JobRecord, LastError, Lease, LostLease
+from worker.storage.store import StorageError
+
+log = structlog.get_logger()
+
+
+class LeaseKeeper:
+    """Renews one lease until it is let go.
+
+    While the store cannot be reached the owner works on and renewing is tried again; a refused
+    renewal means that another worker owns the job.
+
+    Attributes:
+        lost: another worker owns the job: stop, say nothing.
+        canceled: somebody asked for the job to end.
+    """
+
+    def __init__(
+        self,
+        record: JobRecord,
+        lease: Lease,
+        etag: str,
+        *,
+        renew_seconds: float,
+        term_seconds: float,
+    ) -> None:
+        self._record, self._lease, self._etag = record, lease, etag
+        self._renew_seconds, self._term_seconds = renew_seconds, term_seconds
+        self._renewed_at = time.monotonic()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self.lost = threading.Event()
+        self.canceled = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name=f"lease-{record.job_id}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as last written."""
+        return self._lease
+
+    def confirm(self, percent: int) -> bool:
+        """Write down that a receiver may see `percent`; True if the job is still ours.
+
+        Called before every progress report, so that whoever takes the job over starts there,
+        and so that a worker that was replaced reports nothing.
+        """
+        if percent <= self._lease.percent and self._is_fresh():
+            return True
+        return self._renew(percent)
+
+    def let_go(self, *, failed: LastError | None = None) -> None:
+        """Stop renewing and leave the lease free: interrupted, or failed with a passing error."""
+        self.close()
+        with self._lock:
+            if self.lost.is_set():
+                return
+            free = self._lease.model_copy(
+                update={"state": "failed" if failed else "released", "error": failed}
+            )
+            try:
+                self._etag = self._record.renew(free, self._etag)
+            except LostLease:
+                self.lost.set()
+
+    def close(self) -> None:
+        """Stop renewing; the lease stays as it is."""
+        self._closing.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _is_fresh(self) -> bool:
+        unrenewed_seconds = time.monotonic() - self._renewed_at
+        return not self.lost.is_set() and unrenewed_seconds < self._term_seconds / 2
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._renew_seconds):
+            self._renew(self._lease.percent)
+            try:
+                if self._record.is_canceled():
+                    self.canceled.set()
+            except StorageError as error:
+                log.warning("cancel_not_looked_up", reason=str(error))
+            if self.lost.is_set():
+                return
+
+    def _renew(self, percent: int) -> bool:
+        with self._lock:
+            if self.lost.is_set() or self._closing.is_set():
+                return False
+            lease = self._lease.model_copy(update={"percent": max(percent, self._lease.percent)})
+            asked_at = time.monotonic()
+            try:
+                self._etag = self._record.renew(lease, self._etag)
+            except LostLease:
+                if not self._was_written_by_us(lease):
+                    log.warning("lease_lost", epoch=lease.epoch)
+                    self.lost.set()
+                    return False
+            except StorageError as error:
+                log.warning("lease_not_renewed", reason=str(error))
+                return False
+            self._lease, self._renewed_at = lease, asked_at
+            return True
+
+    def _was_written_by_us(self, lease: Lease) -> bool:
+        """Whether a refused renewal was our own earlier try whose answer got lost."""
+        try:
+            found = self._record.lease()
+        except StorageError:
+            return True  # not known: the next renewal decides
+        if found is None or (found[0].owner, found[0].epoch) != (lease.owner, lease.epoch):
+            return False
+        self._etag = found[1].etag
+        return True

@@ -1,0 +1,154 @@
+"""How does a receiver learn how a job ended? From a durable queue, until it answers."""
+
+import time
+from collections.abc import Callable
+
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from worker.broker.consumer import Delivery
+from worker.broker.publisher import Publisher
+from worker.broker.topology import Topology
+from worker.contract.events import ENDPOINTS, EventName, ProgressBody, idempotency_key
+from worker.jobs.record import JobRecord, Result
+from worker.webhooks.client import Answer, WebhookClient
+from worker.webhooks.retry import next_delay
+
+log = structlog.get_logger()
+
+#: Header with the number of tries that an event has had.
+TRIES_HEADER = "x-lora-tries"
+
+
+class OutboxMessage(BaseModel):
+    """A terminal webhook on its way.
+
+    Attributes:
+        event, body: what to send, byte for byte the same on every try.
+        base: the receiver. job_id, style_id: whose event it is.
+        progress_before, progress_sequence: the report at 100 % that a `complete` is preceded by,
+            on its first try only.
+        queued_at: seconds since the epoch.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    job_id: str
+    style_id: int
+    event: EventName
+    base: str
+    body: str
+    queued_at: float
+    progress_before: str | None = None
+    progress_sequence: int = 0
+
+
+class Outbox:
+    """The way in: returns once the broker has confirmed the event."""
+
+    def __init__(self, publisher: Publisher, topology: Topology) -> None:
+        self._publisher, self._topology = publisher, topology
+
+    def put(self, result: Result, last_progress: tuple[ProgressBody, int] | None = None) -> None:
+        """Queue the result's terminal event. Raises `PublishFailed`."""
+        if result.webhook_base is None:
+            return
+        body, sequence = last_progress or (None, 0)
+        message = OutboxMessage(
+            job_id=result.job_id,
+            style_id=result.style_id,
+            event=result.event,
+            base=result.webhook_base,
+            body=result.event_body,
+            queued_at=time.time(),
+            progress_before=body.body().decode() if body else None,
+            progress_sequence=sequence,
+        )
+        self._publisher.publish(
+            self._topology.events,
+            message.model_dump_json().encode(),
+            message_id=idempotency_key(result.job_id, result.event),
+            headers={TRIES_HEADER: 0},
+        )
+
+
+class OutboxSender:
+    """The way out: handles one delivery of the events queue at a time."""
+
+    def __init__(
+        self,
+        client: WebhookClient,
+        publisher: Publisher,
+        topology: Topology,
+        record: Callable[[str], JobRecord],
+    ) -> None:
+        self._client, self._publisher, self._topology = client, publisher, topology
+        self._record = record
+
+    def handle(self, delivery: Delivery) -> None:
+        """Send the event, then mark it delivered, move it to a later try, or to the dead.
+
+        Returning means that the delivery can be acknowledged; an exception that it cannot.
+        """
+        try:
+            message = OutboxMessage.model_validate_json(delivery.body)
+        except ValidationError:
+            self._bury(delivery, "the event message is not readable")
+            return
+        tries = _count(delivery.headers.get(TRIES_HEADER))
+        with structlog.contextvars.bound_contextvars(
+            job_id=message.job_id, style_id=message.style_id, webhook=message.event
+        ):
+            record = self._record(message.job_id)
+            if record.is_delivered():
+                log.info("webhook_already_delivered")
+                return
+            if message.progress_before and tries == 0 and not delivery.redelivered:
+                key = idempotency_key(message.job_id, "progress", message.progress_sequence)
+                self._send(message.base, "progress", message.progress_before, key)
+            key = idempotency_key(message.job_id, message.event)
+            answer = self._send(message.base, message.event, message.body, key)
+            if answer.kind == "delivered":
+                record.mark_delivered()
+            elif answer.kind == "retry" and (
+                delay := next_delay(tries + 1, answer.retry_after_seconds)
+            ):
+                self._later(delivery, tries + 1, delay)
+            else:
+                record.mark_delivered()
+                self._bury(delivery, answer.reason)
+
+    def _send(self, base: str, event: EventName, body: str, key: str) -> Answer:
+        method, path = ENDPOINTS[event]
+        answer = self._client.send(method, base, path, body.encode(), key)
+        level = log.info if answer.kind == "delivered" else log.warning
+        level(
+            "webhook_sent",
+            webhook=event,
+            answer=answer.kind,
+            status=answer.status,
+            reason=answer.reason,
+        )
+        return answer
+
+    def _later(self, delivery: Delivery, tries: int, delay_seconds: float) -> None:
+        queue = self._topology.events_retry_for(delay_seconds)
+        self._publisher.publish(
+            queue,
+            delivery.body,
+            message_id=delivery.message_id,
+            headers={**delivery.headers, TRIES_HEADER: tries},
+        )
+
+    def _bury(self, delivery: Delivery, reason: str) -> None:
+        log.error("webhook_given_up", message_id=delivery.message_id, reason=reason)
+        self._publisher.publish(
+            self._topology.events_dead,
+            delivery.body,
+            message_id=delivery.message_id,
+            headers={**delivery.headers, "x-lora-reason": reason[:500]},
+        )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

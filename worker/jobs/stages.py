@@ -1,0 +1,282 @@
+"""What happens to a claimed job, in order: preparing, downloading, training, uploading."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.errors import ErrorCode, JobError
+from worker.contract.job import TrainingJob
+from worker.contract.pipe import (
+    CheckpointEvent,
+    Event,
+    FinishedEvent,
+    ImageFile,
+    Stage,
+    StageEvent,
+    StepEvent,
+    StopCommand,
+    StoppedEvent,
+    TrainCommand,
+)
+from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
+from worker.jobs.trainer_process import TrainerSlot
+from worker.storage.images import ImageFetcher, ImageProblem
+from worker.storage.keys import epoch_prefix
+from worker.storage.store import ObjectStore, StorageError, StoredObject
+
+log = structlog.get_logger()
+
+#: Free space that a job needs beside its pictures, bytes: checkpoints and outputs.
+_SPARE_DISK_BYTES = 512 * 1024 * 1024
+
+
+@dataclass
+class Claimed:
+    """A job that is ours: what it asks for, and where it stands.
+
+    Attributes:
+        on_event: told of stages and steps, for progress.
+        should_stop: looked at between and in stages.
+        checkpoint: the newest checkpoint's pointer, moved on as checkpoints are stored.
+    """
+
+    job: TrainingJob
+    epoch: int
+    record: JobRecord
+    folder: Path
+    base_model: BaseModelEntry
+    on_event: Callable[[StageEvent | StepEvent], None]
+    should_stop: Callable[[], StopCommand | None]
+    checkpoint: tuple[CheckpointPointer, StoredObject] | None
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """The job was told to stop between two steps of ours; nothing needs saving."""
+
+    def __init__(self, command: StopCommand) -> None:
+        super().__init__(command.reason)
+        self.command = command
+
+
+@dataclass(frozen=True)
+class StageRunner:
+    """The stages with what they need of the worker."""
+
+    store: ObjectStore
+    fetcher: ImageFetcher
+    results_bucket: str
+    allow_hub: bool
+    time_limit_seconds: float
+
+    def run(self, claimed: Claimed, slot: TrainerSlot) -> FinishedEvent | StoppedEvent:
+        """All stages up to the stored files; the caller commits.
+
+        Raises:
+            JobError: the job cannot go on. Interrupted: it was told to stop.
+            LostLease: another worker owns it.
+        """
+        with stage("preparing", claimed):
+            self._prepare(claimed)
+        with stage("downloading", claimed):
+            images = self._download(claimed)
+            resume_from = self._download_checkpoint(claimed)
+        ended = self._train(claimed, slot, images, resume_from)
+        if isinstance(ended, FinishedEvent):
+            with stage("uploading", claimed):
+                self._upload(claimed, ended)
+        return ended
+
+    def _prepare(self, claimed: Claimed) -> None:
+        for name in ("images", "checkpoints", "outputs"):
+            (claimed.folder / name).mkdir(parents=True)
+        free = shutil.disk_usage(claimed.folder).free
+        if free < _SPARE_DISK_BYTES:
+            raise JobError(
+                ErrorCode.TRAINING_FAILED,
+                f"The worker's disk has {free // 2**20} MiB free and needs "
+                f"{_SPARE_DISK_BYTES // 2**20}; the job is tried again elsewhere.",
+                transient=True,
+            )
+
+    def _download(self, claimed: Claimed) -> list[ImageFile]:
+        job = claimed.job
+        found = self.fetcher.fetch(
+            [(image.url, image.caption) for image in job.images], claimed.folder / "images"
+        )
+        problems = [item for item in found if isinstance(item, ImageProblem)]
+        if problems:
+            raise JobError(
+                ErrorCode.IMAGE_DOWNLOAD_FAILED,
+                f"{len(problems)} of {len(job.images)} pictures could not be downloaded: "
+                + "; ".join(f"{p.url}: {p.reason}" for p in problems[:5])
+                + ("; …" if len(problems) > 5 else "")
+                + ".",
+                transient=any(problem.transient for problem in problems),
+            )
+        template = job.template_caption()
+        return [
+            ImageFile(
+                index=image.index,
+                path=str(image.path),
+                source=image.url,
+                caption=image.caption if image.caption is not None else template,
+            )
+            for image in found
+            if not isinstance(image, ImageProblem)
+        ]
+
+    def _download_checkpoint(self, claimed: Claimed) -> str | None:
+        if claimed.checkpoint is None:
+            return None
+        pointer = claimed.checkpoint[0]
+        path = claimed.folder / "checkpoints" / "resumed.safetensors"
+        url = type(claimed.record.keys.lease).parse(pointer.url)
+        try:
+            fetched = self.store.download(url, path, max_bytes=2**34)
+        except StorageError as error:
+            if error.transient:
+                raise _storage_error(error) from None
+            log.warning("checkpoint_not_readable", url=pointer.url, reason=str(error))
+            return None
+        if fetched.sha256 != pointer.sha256:
+            log.warning("checkpoint_damaged", url=pointer.url)
+            return None
+        log.info("checkpoint_found", step=pointer.step)
+        return str(path)
+
+    def _train(
+        self, claimed: Claimed, slot: TrainerSlot, images: list[ImageFile], resume_from: str | None
+    ) -> FinishedEvent | StoppedEvent:
+        _stop_here(claimed)
+        job = claimed.job
+        command = TrainCommand(
+            job_id=job.job_id,
+            style_id=job.style_id,
+            parameters=job.parameters,
+            seed=job.seed,
+            base_model=claimed.base_model,
+            images=images,
+            output_dir=str(claimed.folder / "outputs"),
+            checkpoint_dir=str(claimed.folder / "checkpoints"),
+            resume_from=resume_from,
+            trigger_word=job.trigger_word,
+            allow_hub=self.allow_hub,
+        )
+        asked = job.parameters.time_limit_seconds or self.time_limit_seconds
+
+        def on_event(event: Event) -> None:
+            match event:
+                case StageEvent() if event.status == "ended":
+                    claimed.stage_seconds[event.stage] = event.seconds
+                    log_stage(event)
+                case StageEvent():
+                    claimed.on_event(event)
+                    log_stage(event)
+                case StepEvent():
+                    claimed.on_event(event)
+                case CheckpointEvent():
+                    self._store_checkpoint(claimed, event)
+
+        return slot.trainer().train(
+            command,
+            on_event,
+            should_stop=claimed.should_stop,
+            time_limit_seconds=min(asked, self.time_limit_seconds),
+        )
+
+    def _store_checkpoint(self, claimed: Claimed, event: CheckpointEvent) -> None:
+        """Upload, move the pointer, delete the old one last. A failure costs this one only."""
+        path = Path(event.path)
+        url = claimed.record.keys.checkpoint_file(claimed.epoch, event.step)
+        old = claimed.checkpoint
+        try:
+            digest = _sha256(path)
+            self.store.upload(
+                url, path, content_type="application/octet-stream", sha256_hex=digest
+            )
+            pointer = CheckpointPointer(
+                step=event.step, epoch=claimed.epoch, url=str(url), sha256=digest
+            )
+            claimed.record.point_to(pointer, old[1].etag if old else None)
+            claimed.checkpoint = claimed.record.checkpoint()
+            log.info("checkpoint_stored", step=event.step, bytes=path.stat().st_size)
+            if old is not None and old[0].url != str(url):
+                self.store.delete(type(url).parse(old[0].url))
+        except (StorageError, OSError) as error:
+            log.warning("checkpoint_not_stored", step=event.step, reason=str(error))
+        except LostLease:
+            # The lease decides who owns the job; its keeper will stop this one.
+            log.warning("checkpoint_pointer_was_moved", step=event.step)
+
+    def _upload(self, claimed: Claimed, finished: FinishedEvent) -> None:
+        prefix = epoch_prefix(
+            self.results_bucket, claimed.job.style_id, claimed.job.job_id, claimed.epoch
+        )
+        for file in finished.files:
+            _stop_here(claimed)
+            try:
+                self.store.upload(
+                    prefix / file.name,
+                    Path(file.path),
+                    content_type=file.content_type,
+                    sha256_hex=file.sha256,
+                )
+            except StorageError as error:
+                raise JobError(
+                    ErrorCode.UPLOAD_FAILED,
+                    f"The file {file.name} could not be stored: {error}.",
+                    transient=True,
+                ) from None
+
+
+@contextmanager
+def stage(name: Stage, claimed: Claimed) -> Iterator[None]:
+    """Say that a stage of the supervisor began and, if it went well, ended."""
+    _stop_here(claimed)
+    began = StageEvent(stage=name, status="started")
+    claimed.on_event(began)
+    log_stage(began)
+    started = time.monotonic()
+    yield
+    seconds = time.monotonic() - started
+    claimed.stage_seconds[name] = seconds
+    log_stage(StageEvent(stage=name, status="ended", seconds=seconds))
+
+
+def log_stage(event: StageEvent) -> None:
+    """One log line a stage's start and end, with the GPU's memory in bytes."""
+    log.info(
+        f"stage_{event.status}",
+        stage=event.stage,
+        seconds=round(event.seconds, 3),
+        gpu_allocated_bytes=event.memory.allocated,
+        gpu_reserved_bytes=event.memory.reserved,
+        gpu_peak_bytes=event.memory.peak,
+        **event.fields,
+    )
+
+
+def _stop_here(claimed: Claimed) -> None:
+    if command := claimed.should_stop():
+        raise Interrupted(command)
+
+
+def _storage_error(error: StorageError) -> JobError:
+    return JobError(
+        ErrorCode.TRAINING_FAILED,
+        f"The store could not be used: {error}; the job is tried again.",
+        transient=True,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
