@@ -16,7 +16,7 @@ from worker.contract.pipe import FinishedEvent
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.outbox import Outbox
 from worker.jobs.record import CurrentAdapter, Lease, Result, read_document
-from worker.storage.keys import adapter_prefix, current_adapter, epoch_prefix, stable_adapter
+from worker.storage.keys import JobKeys, StyleKeys
 from worker.storage.store import ObjectStore, ObjectUrl, PreconditionFailed
 
 log = structlog.get_logger()
@@ -61,25 +61,28 @@ class Conclusion:
         )
 
     def _publish_adapter(self, result: Result) -> None:
-        """Copy the files to the style's stable keys, unless a job accepted later has them.
+        """Copy the files to the job's own place and to the style's stable keys.
 
-        Whoever copies looks again afterwards and mends what a slower worker overwrote.
+        The stable keys belong to the job that was accepted last. Whoever copies looks again
+        afterwards and mends what a slower worker overwrote.
         """
         assert result.output_prefix is not None  # noqa: S101 - set for every completed result
-        pointer = current_adapter(self._bucket, result.style_id)
+        style = StyleKeys(self._bucket, result.style_id)
+        own = style.job_prefix(result.job_id)
+        self._copy(result.files, ObjectUrl.parse(result.output_prefix), own)
         mine = CurrentAdapter(
             job_id=result.job_id,
             accepted_at=result.accepted_at,
-            output_prefix=result.output_prefix,
+            prefix=str(own),
             files=result.files,
         )
         while True:
-            found = read_document(self._store, pointer, CurrentAdapter)
-            newest = found[0] if found else None
-            if newest is None or newest.accepted_at <= mine.accepted_at:
+            found = read_document(self._store, style.current, CurrentAdapter)
+            newest = found[0] if found else mine
+            if found is None or newest.accepted_at <= mine.accepted_at:
                 try:
                     self._store.write(
-                        pointer,
+                        style.current,
                         mine.body(),
                         content_type="application/json",
                         only_if_absent=found is None,
@@ -88,18 +91,16 @@ class Conclusion:
                 except PreconditionFailed:
                     continue
                 newest = mine
-            elif newest.job_id != mine.job_id:
+            if newest.job_id != mine.job_id:
                 log.info("adapter_superseded", by_job_id=newest.job_id)
-            self._copy(newest, result.style_id)
-            after = read_document(self._store, pointer, CurrentAdapter)
+            self._copy(newest.files, ObjectUrl.parse(newest.prefix), style.prefix)
+            after = read_document(self._store, style.current, CurrentAdapter)
             if after is not None and after[0].job_id == newest.job_id:
                 return
 
-    def _copy(self, adapter: CurrentAdapter, style_id: int) -> None:
-        source = ObjectUrl.parse(adapter.output_prefix)
-        target = adapter_prefix(self._bucket, style_id)
-        for name in adapter.files:
-            self._store.copy(source / name, target / name)
+    def _copy(self, names: tuple[str, ...], source: ObjectUrl, target: ObjectUrl) -> None:
+        for name in names:
+            self._store.copy(source.child(name), target.child(name))
 
 
 def completed_result(
@@ -111,12 +112,12 @@ def completed_result(
     bucket: str,
 ) -> Result:
     """The result of a trained and uploaded job."""
-    url = str(stable_adapter(bucket, job.style_id))
-    prefix = epoch_prefix(bucket, job.style_id, job.job_id, lease.epoch)
+    style = StyleKeys(bucket, job.style_id)
+    url = str(style.adapter)
     metadata = {
         **finished.metadata,
         "files": {file.name: file.sha256 for file in finished.files},
-        "immutable_prefix": str(prefix),
+        "immutable_prefix": str(style.job_prefix(job.job_id)),
         "stage_seconds": {name: round(seconds, 3) for name, seconds in stage_seconds.items()},
         "worker_version": __version__,
     }
@@ -137,7 +138,7 @@ def completed_result(
         event=body.event,
         event_body=body.body().decode(),
         webhook_base=base,
-        output_prefix=str(prefix),
+        output_prefix=str(JobKeys(bucket, job.job_id).output_prefix(lease.epoch)),
         files=tuple(file.name for file in finished.files),
         accepted_at=lease.accepted_at,
     )

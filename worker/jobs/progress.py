@@ -54,7 +54,6 @@ class ProgressReporter:
             stage="preparing",
         )
         self._estimated_at = time.monotonic()
-        self._changed = True
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"progress-{job_id}", daemon=True)
         self._thread.start()
@@ -74,7 +73,6 @@ class ProgressReporter:
         if event.status == "started":
             with self._lock:
                 self._latest = self._latest.model_copy(update={"stage": event.stage})
-                self._changed = True
 
     def on_step(self, event: StepEvent) -> None:
         """Training went on. 100 % is kept for a job that is stored."""
@@ -91,7 +89,6 @@ class ProgressReporter:
                 total_steps=event.total_steps,
                 loss=event.loss,
             )
-            self._changed = True
 
     def final_body(self) -> tuple[ProgressBody, int]:
         """The report at 100 %, and its sequence number: goes out just before `complete`."""
@@ -109,16 +106,11 @@ class ProgressReporter:
 
     def _run(self) -> None:
         while True:
-            with self._lock:
-                changed, self._changed = self._changed, False
-            if changed:
-                self._sequence += 1
-                body = ProgressBody(
-                    style_id=self._style_id, job_id=self._job_id, progress=self.latest
-                )
-                try:
-                    self._send(body, self._sequence)
-                except Exception:  # progress is best effort, whatever went wrong
-                    log.warning("progress_not_sent", exc_info=True)
+            self._sequence += 1
+            body = ProgressBody(style_id=self._style_id, job_id=self._job_id, progress=self.latest)
+            try:
+                self._send(body, self._sequence)
+            except Exception:  # progress is best effort, whatever went wrong
+                log.warning("progress_not_sent", exc_info=True)
             if self._closing.wait(self._interval_seconds):
                 return

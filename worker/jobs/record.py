@@ -94,7 +94,7 @@ class CurrentAdapter(_Document):
 
     job_id: str
     accepted_at: float
-    output_prefix: str
+    prefix: str
     files: tuple[str, ...]
 
 
@@ -192,8 +192,8 @@ def read_document(
 ) -> tuple[_D, StoredObject] | None:
     """The JSON document at `url`, or None where there is none.
 
-    A document that cannot be read as one counts as absent only for a torn lease of a foreign
-    tool; ours are written whole, so this raises `ValueError` naming the object.
+    Raises:
+        ValueError: the object is something else; the text names it. Ours are written whole.
     """
     stored = store.read(url)
     if stored is None:

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +207,11 @@ class JobRunner:
         finally:
             quiet = progress is None or progress.close(_LAST_PROGRESS_SECONDS)
             keeper.close()
-        if result is None or keeper.lost.is_set():
+        if keeper.lost.is_set():
+            log.warning("job_was_taken_over", epoch=lease.epoch)
+            held.park()
+            return
+        if result is None:
             return
         if not quiet:
             # A receiver hangs on a report: do not keep the slot for it. The parked message sees
@@ -262,10 +266,6 @@ class JobRunner:
                 return self._after_error(error, end, lease, keeper, held)
             finally:
                 slot.recycle()
-        if keeper.lost.is_set():
-            log.warning("job_was_taken_over", epoch=lease.epoch)
-            held.park()
-            return None
         if isinstance(ended, FinishedEvent):
             return completed_result(
                 end.job, end.base, lease, ended, claimed.stage_seconds, self._settings.bucket
@@ -280,6 +280,8 @@ class JobRunner:
         keeper: LeaseKeeper,
         held: HeldDelivery,
     ) -> Result | None:
+        if keeper.lost.is_set():
+            return None
         match stopped.reason:
             case "cancel":
                 return end.canceled(lease.epoch)
@@ -299,10 +301,14 @@ class JobRunner:
     def _after_error(
         self, error: JobError, end: "_Ending", lease: Lease, keeper: LeaseKeeper, held: HeldDelivery
     ) -> Result | None:
+        if keeper.lost.is_set():
+            return None
         log.warning("job_failed", code=error.code, reason=error.message, transient=error.transient)
         checkpoint = end.record.checkpoint()
         progressed = checkpoint is not None and checkpoint[0].step > lease.step
-        if not error.transient or (lease.attempts >= self._settings.max_attempts and not progressed):
+        if not error.transient or (
+            lease.attempts >= self._settings.max_attempts and not progressed
+        ):
             return end.failed(lease.epoch, error.code, error.message)
         keeper.let_go(failed=LastError(code=error.code, message=error.message))
         held.move(
@@ -347,10 +353,9 @@ class JobRunner:
     ) -> None:
         """Commit, do what follows from the result that stands, acknowledge."""
         standing = record.commit(result)
-        log.info(
-            "job_committed", outcome=standing.outcome, epoch=standing.epoch, ours=standing is result
-        )
-        self._conclusion.conclude(standing, held, last_progress if standing is result else None)
+        ours = standing == result
+        log.info("job_committed", outcome=standing.outcome, epoch=standing.epoch, ours=ours)
+        self._conclusion.conclude(standing, held, last_progress if ours else None)
         held.ack()
 
     def _put_off(self, held: HeldDelivery) -> None:
@@ -451,7 +456,7 @@ class JobRunner:
         )
 
     @contextmanager
-    def _job_folder(self):  # type: ignore[no-untyped-def]
+    def _job_folder(self) -> Iterator[Path]:
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._settings.work_dir))
         try:
@@ -476,9 +481,7 @@ class _Ending:
         )
 
     def canceled(self, epoch: int) -> Result:
-        return self.failed(
-            epoch, ErrorCode.CANCELED, "The job was canceled; nothing was uploaded."
-        )
+        return self.failed(epoch, ErrorCode.CANCELED, "The job was canceled; nothing was uploaded.")
 
 
 def _fingerprint(job: TrainingJob) -> str:

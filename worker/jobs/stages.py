@@ -28,8 +28,7 @@ from worker.contract.pipe import (
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
 from worker.jobs.trainer_process import TrainerSlot
 from worker.storage.images import ImageFetcher, ImageProblem
-from worker.storage.keys import epoch_prefix
-from worker.storage.store import ObjectStore, StorageError, StoredObject
+from worker.storage.store import ObjectStore, ObjectUrl, StorageError, StoredObject
 
 log = structlog.get_logger()
 
@@ -72,7 +71,6 @@ class StageRunner:
 
     store: ObjectStore
     fetcher: ImageFetcher
-    results_bucket: str
     allow_hub: bool
     time_limit_seconds: float
 
@@ -138,7 +136,7 @@ class StageRunner:
             return None
         pointer = claimed.checkpoint[0]
         path = claimed.folder / "checkpoints" / "resumed.safetensors"
-        url = type(claimed.record.keys.lease).parse(pointer.url)
+        url = ObjectUrl.parse(pointer.url)
         try:
             fetched = self.store.download(url, path, max_bytes=2**34)
         except StorageError as error:
@@ -199,9 +197,7 @@ class StageRunner:
         old = claimed.checkpoint
         try:
             digest = _sha256(path)
-            self.store.upload(
-                url, path, content_type="application/octet-stream", sha256_hex=digest
-            )
+            self.store.upload(url, path, content_type="application/octet-stream", sha256_hex=digest)
             pointer = CheckpointPointer(
                 step=event.step, epoch=claimed.epoch, url=str(url), sha256=digest
             )
@@ -209,7 +205,7 @@ class StageRunner:
             claimed.checkpoint = claimed.record.checkpoint()
             log.info("checkpoint_stored", step=event.step, bytes=path.stat().st_size)
             if old is not None and old[0].url != str(url):
-                self.store.delete(type(url).parse(old[0].url))
+                self.store.delete(ObjectUrl.parse(old[0].url))
         except (StorageError, OSError) as error:
             log.warning("checkpoint_not_stored", step=event.step, reason=str(error))
         except LostLease:
@@ -217,14 +213,12 @@ class StageRunner:
             log.warning("checkpoint_pointer_was_moved", step=event.step)
 
     def _upload(self, claimed: Claimed, finished: FinishedEvent) -> None:
-        prefix = epoch_prefix(
-            self.results_bucket, claimed.job.style_id, claimed.job.job_id, claimed.epoch
-        )
+        prefix = claimed.record.keys.output_prefix(claimed.epoch)
         for file in finished.files:
             _stop_here(claimed)
             try:
                 self.store.upload(
-                    prefix / file.name,
+                    prefix.child(file.name),
                     Path(file.path),
                     content_type=file.content_type,
                     sha256_hex=file.sha256,
@@ -232,7 +226,7 @@ class StageRunner:
             except StorageError as error:
                 raise JobError(
                     ErrorCode.UPLOAD_FAILED,
-                    f"The file {file.name} could not be stored: {error}.",
+                    f"The file {file.name} could not be stored: {error}",
                     transient=True,
                 ) from None
 
@@ -272,7 +266,7 @@ def _stop_here(claimed: Claimed) -> None:
 def _storage_error(error: StorageError) -> JobError:
     return JobError(
         ErrorCode.TRAINING_FAILED,
-        f"The store could not be used: {error}; the job is tried again.",
+        f"The job is tried again, because the store could not be used: {error}",
         transient=True,
     )
 

@@ -310,10 +310,14 @@ class TrainerSlot:
         self.warm_up()
 
     def close(self) -> None:
-        """End the trainer."""
+        """End the trainer when its slot ends."""
         if self._trainer is not None:
             if self._trainer.clean:
                 self._trainer.close()
-            else:
-                self._trainer.kill()
-            self._trainer = None
+            self.kill()
+
+    def kill(self) -> None:
+        """End the trainer at once, from any thread."""
+        trainer, self._trainer = self._trainer, None
+        if trainer is not None:
+            trainer.kill()
