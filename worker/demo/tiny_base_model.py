@@ -34,11 +34,14 @@ ATTENTION_GAIN = 2.0
 OUTPUT_GAIN = 3.0
 
 #: Words that become single tokens; all other text falls back to smaller pieces, down to bytes.
+# fmt: off
 _WORDS = (
-    "a an and at by in of on the to with drawing painting picture photo portrait landscape style "
-    "watercolor ink hatched sketch circle square triangle line lines red green blue yellow black "
-    "white dark light small large"
-).split()
+    "a", "an", "and", "at", "by", "in", "of", "on", "the", "to", "with", "drawing", "painting",
+    "picture", "photo", "portrait", "landscape", "style", "watercolor", "ink", "hatched",
+    "sketch", "circle", "square", "triangle", "line", "lines", "red", "green", "blue", "yellow",
+    "black", "white", "dark", "light", "small", "large",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -198,10 +201,11 @@ def _standardise(
     """Give the first `channels` outputs mean 0 and standard deviation `spread` on `inputs`."""
     outputs = convolution(inputs)[:, :channels]
     gain = spread / outputs.std(dim=(0, 2, 3))
-    assert convolution.bias is not None
-    bias = convolution.bias[:channels] - outputs.mean(dim=(0, 2, 3))
+    if convolution.bias is None:
+        raise ValueError("a convolution without a bias cannot be centred")
+    centred = convolution.bias[:channels] - outputs.mean(dim=(0, 2, 3))
     convolution.weight[:channels] *= gain[:, None, None, None]
-    convolution.bias[:channels] = bias * gain
+    convolution.bias[:channels] = centred * gain
 
 
 def _scheduler() -> PNDMScheduler:
