@@ -1,0 +1,282 @@
+"""How does the adapter leave the trainer? As two files, each loaded back and compared first.
+
+`lora_weights.safetensors` is for diffusers: its keys, and rank and alpha in the header, without
+which diffusers takes the rank for alpha. `lora_weights.kohya.safetensors` is for ComfyUI and A1111.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+
+from worker.contract.errors import ErrorCode, JobError
+from worker.training.kohya import kohya_header, kohya_weights
+
+#: File for diffusers.
+DIFFUSERS_FILE = "lora_weights.safetensors"
+
+#: File for ComfyUI and A1111.
+KOHYA_FILE = "lora_weights.kohya.safetensors"
+
+#: Name under which the adapter was added to the UNet.
+ADAPTER = "default"
+
+#: Name under which a file is loaded back for the comparison.
+_RELOADED = "reloaded"
+
+
+def export_adapter(
+    unet: UNet2DConditionModel,
+    *,
+    folder: Path,
+    base_model_name: str,
+    trigger_word: str | None,
+    training: Mapping[str, str],
+) -> list[Path]:
+    """Write the adapter `default` of `unet` to `folder`, for diffusers and for kohya's readers.
+
+    Weights are fp32, whatever the UNet runs in. Equal weights and arguments give equal bytes, in
+    any process. A file appears whole or not at all. Nothing is looked up on the model hub.
+
+    Args:
+        unet: with `add_adapter(LoraConfig(...))` done; not wrapped by Accelerate.
+        folder: made if it does not exist.
+        base_model_name: as in the catalogue; a name, never a path.
+        trigger_word: the word that calls the style, if there is one.
+        training: what else a reader may want to know: `ss_<name>` in the kohya file, in kohya's
+            spelling. Of these `resolution` (pixels) and `prediction_type` also say so in
+            `modelspec.*`; by default 512 and `epsilon`, those of Stable Diffusion 1.5.
+
+    Returns:
+        The paths of the diffusers file and of the kohya file, in this order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, config = _adapter_weights(unet, ADAPTER), unet.peft_config[ADAPTER]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        StableDiffusionPipeline.save_lora_weights(
+            scratch,
+            unet_lora_layers=weights,
+            unet_lora_adapter_metadata=_adapter_metadata(config),
+            weight_name=DIFFUSERS_FILE,
+        )
+        diffusers_bytes = (Path(scratch) / DIFFUSERS_FILE).read_bytes()
+    alphas = {
+        path: float(layer.lora_alpha[ADAPTER])
+        for path, layer in _adapter_layers(unet, ADAPTER).items()
+    }
+    header = kohya_header(
+        rank=config.r,
+        alpha=config.lora_alpha,
+        base_model_name=base_model_name,
+        trigger_word=trigger_word,
+        training=training,
+    )
+    kohya_bytes = safetensors.torch.save(kohya_weights(weights, alphas), metadata=header)
+    return [
+        _write_whole(folder / DIFFUSERS_FILE, _with_sorted_header(diffusers_bytes)),
+        _write_whole(folder / KOHYA_FILE, _with_sorted_header(kohya_bytes)),
+    ]
+
+
+def verify_adapter(
+    unet: UNet2DConditionModel,
+    *,
+    files: list[Path],
+    fresh_unet: Callable[[], UNet2DConditionModel],
+) -> None:
+    """Load each file as diffusers does and hold it against the adapter in memory.
+
+    Compared are the layers that have an adapter, the scaling (alpha / rank) and the weights of
+    each, bit for bit, and the output on fixed inputs in the dtype and on the device that the UNet
+    has: its difference must be 0. The trained UNet runs in eval mode for that, and all its modules
+    are back in their modes after; the reloaded one runs in the mode that loading gave it.
+
+    Args:
+        unet: the trained one, with the adapter `default`.
+        files: what `export_adapter` wrote.
+        fresh_unet: gives the base without an adapter; called once, and unloaded after each file.
+
+    Raises:
+        JobError: `TRAINING_FAILED`, naming the file and what differs; or the adapter in memory is
+            itself of no use (not finite, or still all zero).
+    """
+    _refuse_useless(unet)
+    with _eval_mode(unet):
+        wanted = _run(unet)
+    fresh = fresh_unet().eval()
+    for file in files:
+        try:
+            _load_as_diffusers_does(fresh, file)
+            difference = _difference(unet, fresh, wanted)
+        except Exception as error:
+            raise JobError(
+                ErrorCode.TRAINING_FAILED,
+                f"The exported file {file.name} does not load back ({type(error).__name__}); "
+                "please send the job again.",
+            ) from error
+        finally:
+            fresh.unload_lora()
+        if difference:
+            raise JobError(
+                ErrorCode.TRAINING_FAILED,
+                f"The exported file {file.name} is not the adapter that was trained: {difference}.",
+            )
+
+
+def _adapter_weights(unet: UNet2DConditionModel, adapter: str) -> dict[str, torch.Tensor]:
+    """`<module path>.lora_A.weight` and `.lora_B.weight` of every layer: fp32, CPU, contiguous."""
+    # Left to itself, PEFT asks the model hub here whether the base's vocabulary was resized.
+    state = get_peft_model_state_dict(unet, adapter_name=adapter, save_embedding_layers=False)
+    return {
+        key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()
+    }
+
+
+def _adapter_layers(unet: UNet2DConditionModel, adapter: str) -> dict[str, LoraLayer]:
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, LoraLayer) and adapter in module.scaling
+    }
+
+
+def _adapter_metadata(config: LoraConfig) -> dict[str, Any]:
+    """The adapter's configuration, for `lora_adapter_metadata`: what generating with it needs.
+
+    A reader passes all of it to `LoraConfig`, and one older than ours refuses a field that it does
+    not know, so fields at PEFT's default are left out. So is the dropout: diffusers adds layers in
+    training mode to a pipeline in eval mode, and would drop values while it generates. Sets are
+    sorted, as their order differs from process to process.
+    """
+    default = LoraConfig().to_dict()
+    return {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+        if key in ("r", "lora_alpha") or (value != default[key] and key != "lora_dropout")
+    }
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order.
+
+    The library writes the metadata in an order that changes from process to process. Layout: 8
+    bytes with the header's length (little endian), the header as JSON padded with spaces to a
+    multiple of 8, the data; see the format's description in safetensors' README.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _write_whole(path: Path, content: bytes) -> Path:
+    """Write beside `path`, flush to the disk, and rename."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _refuse_useless(unet: UNet2DConditionModel) -> None:
+    weights = _adapter_weights(unet, ADAPTER)
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        raise JobError(
+            ErrorCode.TRAINING_FAILED,
+            "The trained adapter holds values that are not finite; try a lower learning_rate.",
+        )
+    if not any(bool(value.any()) for key, value in weights.items() if ".lora_B." in key):
+        raise JobError(
+            ErrorCode.TRAINING_FAILED,
+            "The training changed nothing, the adapter is still all zero; train for more steps "
+            "than lr_warmup_steps, or with a higher learning_rate.",
+        )
+
+
+def _load_as_diffusers_does(unet: UNet2DConditionModel, file: Path) -> None:
+    """The UNet's half of `pipeline.load_lora_weights(file)`, without a pipeline."""
+    if not file.is_file():  # diffusers would take the path for a name on the model hub
+        raise FileNotFoundError(file.name)
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+        str(file), return_lora_metadata=True, local_files_only=True, use_safetensors=True
+    )
+    StableDiffusionPipeline.load_lora_into_unet(
+        state,
+        network_alphas=alphas,
+        unet=unet,
+        adapter_name=_RELOADED,
+        metadata=metadata,
+        low_cpu_mem_usage=True,
+    )
+
+
+def _difference(
+    trained: UNet2DConditionModel, reloaded: UNet2DConditionModel, wanted: torch.Tensor
+) -> str | None:
+    """The first thing in which the two adapters differ, as half a sentence; none if in nothing."""
+    layers, loaded = _adapter_layers(trained, ADAPTER), _adapter_layers(reloaded, _RELOADED)
+    if layers.keys() != loaded.keys():
+        lost = len(layers.keys() - loaded.keys())
+        return f"{lost} of {len(layers)} layers have no adapter after loading it"
+    for name, layer in layers.items():
+        scaling = layer.lora_alpha[ADAPTER] / layer.r[ADAPTER]
+        if loaded[name].scaling[_RELOADED] != scaling:
+            found = loaded[name].scaling[_RELOADED]
+            return f"layer {name} has scaling {found:g} instead of alpha / rank = {scaling:g}"
+    weights = _adapter_weights(reloaded, _RELOADED)
+    for key, value in _adapter_weights(trained, ADAPTER).items():
+        if key not in weights or not torch.equal(weights[key], value):
+            return f"the weights of {key.removesuffix('.weight')} differ"
+    output = _run(reloaded)
+    if not torch.equal(output, wanted):
+        return f"the output differs by up to {(output - wanted).abs().max().item():g}"
+    return None
+
+
+@torch.no_grad()
+def _run(unet: UNet2DConditionModel) -> torch.Tensor:
+    """The UNet's output on fixed inputs: `[1, C, h, w]`, fp32, on the CPU."""
+    config = unet.config
+    side = 2 ** len(config.block_out_channels)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, config.in_channels, side, side, generator=generator)
+    text = torch.randn(1, 77, config.cross_attention_dim, generator=generator)
+    device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+    # Compiled blocks round otherwise than the fresh, uncompiled ones.
+    with torch.compiler.set_stance("force_eager"):
+        output: torch.Tensor = unet(
+            sample.to(device, dtype),
+            torch.tensor([500], device=device),
+            text.to(device, dtype),
+            return_dict=False,
+        )[0]
+    return output.float().cpu()
+
+
+@contextmanager
+def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Dropout off; after, every submodule is in the mode in which it was."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
