@@ -1,0 +1,244 @@
+"""A webhook receiver: keeps a journal of what arrives, and answers as it is told to."""
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+#: Longest body that is read, bytes.
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it arrived.
+
+    Attributes:
+        method, path: as in the request line. headers: names in lower case.
+        body: the raw bytes. json: them as JSON, None if they are not.
+        monotonic_seconds: when, by this process' monotonic clock.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    json: Any
+    monotonic_seconds: float
+
+    @property
+    def event(self) -> str:
+        """`progress`, `complete`, `failed`: the last part of the path."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What to answer."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"{}"
+
+
+def accept(request: Request) -> Reply:
+    """Answer 200 to everything."""
+    return Reply()
+
+
+class Receiver:
+    """An HTTP server on a thread: a context manager, or `start()` and `stop()`.
+
+    Attributes:
+        respond: called for each request, on a thread of its own; may be replaced at any time.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        respond: Callable[[Request], Reply] = accept,
+        journal: Path | None = None,
+        on_request: Callable[[Request, Reply], None] | None = None,
+    ) -> None:
+        self.respond = respond
+        self._journal = journal
+        self._on_request = on_request
+        self._requests: list[Request] = []
+        self._arrived = threading.Condition()
+        receiver = self
+
+        class Handler(_Handler):
+            take = staticmethod(receiver._take)
+
+        self._server = ThreadingHTTPServer((host, port), Handler)
+        self._server.daemon_threads = True
+        # A test that leaves a request hanging must not hang with it.
+        self._server.block_on_close = False
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="receiver", daemon=True
+        )
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._server.server_address[1])
+
+    @property
+    def base_url(self) -> str:
+        """What a job's `webhook_url` says."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def host(self) -> str:
+        """What `WEBHOOK_ALLOWED_HOSTS` says."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def requests(self) -> list[Request]:
+        """Everything that arrived, oldest first."""
+        with self._arrived:
+            return list(self._requests)
+
+    def wait_for(
+        self, wanted: Callable[[list[Request]], bool], timeout_seconds: float
+    ) -> list[Request]:
+        """Wait until `wanted(requests)`; returns the requests.
+
+        Raises:
+            TimeoutError: it did not come true; the text lists what arrived.
+        """
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: wanted(self._requests), timeout_seconds):
+                came = [f"{r.method} {r.path}" for r in self._requests]
+                raise TimeoutError(f"not within {timeout_seconds:g} s; arrived: {came}")
+            return list(self._requests)
+
+    def start(self) -> "Receiver":
+        """Serve on a thread of its own."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def __enter__(self) -> "Receiver":
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _take(self, request: Request) -> Reply:
+        reply = self.respond(request)
+        with self._arrived:
+            self._requests.append(request)
+            if self._journal is not None:
+                with self._journal.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(_journal_row(request, reply)) + "\n")
+            self._arrived.notify_all()
+        if self._on_request is not None:
+            self._on_request(request, reply)
+        return reply
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    #: A connection on which nothing comes for so long is closed, seconds.
+    timeout = 60
+
+    take: Callable[[Request], Reply]
+
+    def _answer(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            self.close_connection = True
+            self.send_error(413)
+            return
+        body = self.rfile.read(int(length))
+        try:
+            parsed = json.loads(body) if body else None
+        except ValueError:
+            parsed = None
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        reply = self.take(Request(self.command, self.path, headers, body, parsed, time.monotonic()))
+        self.send_response(reply.status)
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def do_GET(self) -> None:
+        """A health check is answered, not noted."""
+        if self.path == "/health":
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+        else:
+            self._answer()
+
+    do_POST = do_PATCH = do_PUT = do_DELETE = _answer  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The journal is the log."""
+
+
+def _journal_row(request: Request, reply: Reply) -> dict[str, Any]:
+    headers = {n: v for n, v in request.headers.items() if n != "authorization"}
+    return {
+        "monotonic_seconds": round(request.monotonic_seconds, 3),
+        "method": request.method,
+        "path": request.path,
+        "headers": headers,
+        "json": request.json,
+        "status": reply.status,
+    }
+
+
+def _print_line(request: Request, reply: Reply) -> None:
+    text = json.dumps(request.json, ensure_ascii=False)
+    line = f"{request.method} {request.path} {reply.status} {text}\n"
+    sys.stdout.write(line)
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run a receiver alone until interrupted; prints one line an event."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+    parser.add_argument("--journal", type=Path, help="file to append JSON lines to")
+    arguments = parser.parse_args()
+    receiver = Receiver(
+        host=arguments.host,
+        port=arguments.port,
+        journal=arguments.journal,
+        on_request=_print_line,
+    )
+    sys.stdout.write(f"receiver on http://{arguments.host}:{receiver.port}\n")
+    sys.stdout.flush()
+    receiver.start()
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        receiver.stop()
+
+
+if __name__ == "__main__":
+    main()

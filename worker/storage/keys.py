@@ -1,0 +1,100 @@
+"""Where does what lie in the bucket? The layout of keys (contract §3), pure."""
+
+from dataclasses import dataclass
+
+from worker.storage.store import ObjectUrl
+
+#: The adapter as diffusers loads it.
+ADAPTER_FILE = "lora_weights.safetensors"
+
+#: The adapter as ComfyUI and A1111 load it.
+KOHYA_FILE = "lora_weights.kohya.safetensors"
+
+
+@dataclass(frozen=True)
+class StyleKeys:
+    """What lies under one style's prefix."""
+
+    bucket: str
+    style_id: int
+
+    @property
+    def prefix(self) -> ObjectUrl:
+        """`models/style_{style_id}/`: the stable files, replaced by a later job."""
+        return ObjectUrl(self.bucket, f"models/style_{self.style_id}/")
+
+    @property
+    def adapter(self) -> ObjectUrl:
+        """The adapter that backends load."""
+        return self.stable(ADAPTER_FILE)
+
+    @property
+    def current(self) -> ObjectUrl:
+        """Which job's files the stable ones are."""
+        return self.stable("current.json")
+
+    def stable(self, name: str) -> ObjectUrl:
+        """The stable file `name`, such as `previews/000.png`."""
+        return self.prefix.child(name)
+
+    def job_prefix(self, job_id: str) -> ObjectUrl:
+        """`models/style_{style_id}/jobs/{job_id}/`: one job's files, never replaced."""
+        return self.prefix.child(f"jobs/{job_id}/")
+
+    def of_job(self, job_id: str, name: str) -> ObjectUrl:
+        """The immutable copy of the file `name` of one job."""
+        return self.job_prefix(job_id).child(name)
+
+
+@dataclass(frozen=True)
+class JobKeys:
+    """One job's own state, under `jobs/{job_id}/`."""
+
+    bucket: str
+    job_id: str
+
+    @property
+    def prefix(self) -> ObjectUrl:
+        """Everything of this job but its adapter."""
+        return ObjectUrl(self.bucket, f"jobs/{self.job_id}/")
+
+    @property
+    def lease(self) -> ObjectUrl:
+        """Who works on it."""
+        return self.prefix.child("lease.json")
+
+    @property
+    def result(self) -> ObjectUrl:
+        """How it ended."""
+        return self.prefix.child("result.json")
+
+    @property
+    def delivered(self) -> ObjectUrl:
+        """Its terminal event needs no repeating."""
+        return self.prefix.child("delivered.json")
+
+    @property
+    def cancel(self) -> ObjectUrl:
+        """Somebody asked for it to end."""
+        return self.prefix.child("cancel.json")
+
+    @property
+    def checkpoint(self) -> ObjectUrl:
+        """Which checkpoint is the newest."""
+        return self.prefix.child("checkpoint.json")
+
+    @property
+    def checkpoints(self) -> ObjectUrl:
+        """Prefix of the checkpoints."""
+        return self.prefix.child("checkpoints/")
+
+    def checkpoint_file(self, epoch: int, step: int) -> ObjectUrl:
+        """The checkpoint after `step` steps, written by the claim number `epoch`.
+
+        Two claims never write one key, so a replaced owner cannot spoil its successor's file.
+        """
+        return self.checkpoints.child(f"{epoch:06d}-{step:08d}.safetensors")
+
+    def output_prefix(self, epoch: int) -> ObjectUrl:
+        """Where the claim number `epoch` puts its finished files before the result is committed."""
+        return self.prefix.child(f"output/{epoch:06d}/")
