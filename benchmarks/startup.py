@@ -10,26 +10,38 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 #: Processes that are measured; the first one warms the file cache and does not count.
 RUNS = 7
 
-#: Runs in the fresh process. The clock began when the parent started it.
+#: Runs in the fresh process, whose clock began when it was started.
 _PROBE = """
 import json, sys, time
 from worker.cli import app
 from worker.jobs.supervisor import Supervisor
 from worker.settings import load_settings
 supervisor = Supervisor(load_settings())
-status = dict(l.split(":", 1) for l in open("/proc/self/status") if ":" in l)
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+memory = int(status["VmHWM"].split()[0]) / 1024
 heavy = sorted({"torch", "diffusers", "transformers", "peft", "accelerate"} & set(sys.modules))
-print(json.dumps({"ended": time.time(), "rss_mb": int(status["VmHWM"].split()[0]) / 1024, "heavy": heavy}))
+print(json.dumps({"ended": time.time(), "rss_mb": memory, "heavy": heavy}))
 """
 
 
-def measure(folder: Path) -> dict[str, float | list[str]]:
-    """One fresh supervisor: seconds until it is built, peak memory in MB, heavy modules."""
+@dataclass(frozen=True)
+class Start:
+    """One start: seconds until built, peak memory in MB, modules that are too heavy for it."""
+
+    seconds: float
+    rss_mb: float
+    heavy: list[str]
+
+
+def measure(folder: Path) -> Start:
+    """Build a supervisor in a fresh process."""
     (folder / "models.toml").write_text('[tiny]\nlocation = "nowhere"\n')
     environment = {
         **os.environ,
@@ -40,36 +52,35 @@ def measure(folder: Path) -> dict[str, float | list[str]]:
         "AWS_SECRET_ACCESS_KEY": "x",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    clock = "import time; print(time.time(), flush=True);"
+    began = time.time()
     answer = subprocess.run(
-        [sys.executable, "-c", clock + _PROBE],
+        [sys.executable, "-c", _PROBE],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    began, found = answer.stdout.strip().splitlines()[0], answer.stdout.strip().splitlines()[-1]
-    figures = json.loads(found)
-    return {
-        "seconds": figures["ended"] - float(began),
-        "rss_mb": figures["rss_mb"],
-        "heavy": figures["heavy"],
-    }
+    figures = json.loads(answer.stdout.strip().splitlines()[-1])
+    return Start(figures["ended"] - began, figures["rss_mb"], figures["heavy"])
+
+
+def _spread(values: list[float], digits: int) -> str:
+    parts = (min(values), statistics.median(values), max(values))
+    return " / ".join(f"{part:.{digits}f}" for part in parts) + " (min / median / max)"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = [measure(Path(folder)) for _ in range(RUNS + 1)][1:]
-    seconds = [float(run["seconds"]) for run in runs]  # type: ignore[arg-type]
-    memory = [float(run["rss_mb"]) for run in runs]  # type: ignore[arg-type]
-    print(f"supervisor built: {min(seconds):.2f} / {statistics.median(seconds):.2f} / {max(seconds):.2f} s")
-    print(f"peak memory:      {min(memory):.0f} / {statistics.median(memory):.0f} / {max(memory):.0f} MB")
+    seconds, memory = [run.seconds for run in runs], [run.rss_mb for run in runs]
+    print(f"supervisor built, seconds: {_spread(seconds, 2)}")
+    print(f"peak memory, MB:           {_spread(memory, 0)}")
     print(
         json.dumps(
             {
                 "seconds": round(statistics.median(seconds), 3),
                 "rss_mb": round(statistics.median(memory), 1),
-                "heavy_modules": runs[0]["heavy"],
+                "heavy_modules": runs[0].heavy,
             }
         )
     )

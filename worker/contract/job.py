@@ -167,9 +167,9 @@ def parse_message(
         job = TrainingJob.model_validate(fields)
     except ValidationError as error:
         details = error.errors()
-        if any(detail["loc"][:1] == ("images",) and len(detail["loc"]) > 1 for detail in details):
-            # A list whose items are all refused is not also "too short".
-            details = [d for d in details if d["loc"] != ("images",)]
+        # A list whose items are all refused is not also "empty".
+        lists = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
+        details = [d for d in details if d["type"] != "too_short" or d["loc"] not in lists]
         problems += [_sentence(detail) for detail in details]
     images = fields.get("image_urls", fields.get("images"))
     if isinstance(images, list) and len(images) > max_images:

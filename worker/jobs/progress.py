@@ -36,7 +36,8 @@ class ProgressReporter:
 
         Args:
             send: sends one report with its sequence number; blocks as long as it must.
-            job_id: the job. style_id: its style.
+            job_id: the job.
+            style_id: its style.
             epoch: number of the claim; later claims get higher sequence numbers.
             floor_percent: what a receiver may have seen already; progress never goes back.
             interval_seconds: time between two reports.

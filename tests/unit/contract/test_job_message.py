@@ -1,0 +1,183 @@
+"""Both message shapes become one job; what is wrong is named, all of it at once."""
+
+import json
+
+import pytest
+
+from worker.contract.errors import ErrorCode, InvalidJob
+from worker.contract.job import digest_id, parse_message, webhook_base
+
+FLAT = {
+    "style_id": 10,
+    "image_urls": ["s3://stylelicense-media/training/10/a.jpg"],
+    "webhook_url": "https://api.example.com",
+}
+ENVELOPED = {
+    "task_id": "550e8400-e29b-41d4-a716-446655440000",
+    "type": "model_training",
+    "data": {
+        "style_id": 123,
+        "images": ["s3://stylelicense-media/training/123/1.jpg"],
+        "tags": ["watercolor", "portrait"],
+        "parameters": {"epochs": 200, "learning_rate": 0.0001, "batch_size": 1},
+    },
+    "webhook_url": "https://api.example.com/api/webhooks/training/123/status",
+    "created_at": "2025-01-20T10:00:00.000Z",
+}
+
+
+def parse(message, **options):
+    return parse_message(json.dumps(message).encode(), **options)
+
+
+def problems(message):
+    with pytest.raises(InvalidJob) as caught:
+        parse(message)
+    assert caught.value.code is ErrorCode.INVALID_JOB
+    assert not caught.value.transient
+    return dict(caught.value.problems)
+
+
+def test_the_flat_shape_is_read():
+    job = parse(FLAT, message_id="m-1").job
+    assert (job.job_id, job.style_id) == ("m-1", 10)
+    assert [image.url for image in job.images] == FLAT["image_urls"]
+    assert job.webhook_url == "https://api.example.com"
+    assert job.parameters.rank == 16
+    assert job.parameters.lora_alpha == 32
+
+
+def test_the_enveloped_shape_is_read_with_its_short_names():
+    job = parse(ENVELOPED).job
+    assert job.job_id == ENVELOPED["task_id"]
+    assert job.parameters.num_train_epochs == 200
+    assert job.webhook_url == "https://api.example.com"
+    assert job.template_caption() == "watercolor, portrait"
+
+
+def test_the_ids_of_the_body_win_over_the_broker_s():
+    assert parse(ENVELOPED, message_id="other").job.job_id == ENVELOPED["task_id"]
+
+
+def test_a_body_without_any_id_is_known_by_a_digest_that_ignores_key_order():
+    first, second = parse(FLAT), parse(dict(reversed(FLAT.items())))
+    assert first.id_is_digest
+    assert first.job.job_id == second.job.job_id == digest_id(FLAT)
+    assert parse({**FLAT, "style_id": 11}).job.job_id != first.job.job_id
+
+
+def test_images_may_be_objects_with_captions():
+    job = parse({**FLAT, "image_urls": [{"url": "s3://b/a.jpg", "caption": "a red hat"}]}).job
+    assert job.images[0].caption == "a red hat"
+
+
+def test_unknown_fields_outside_parameters_are_ignored_and_named():
+    parsed = parse({**ENVELOPED, "priority": 3, "data": {**ENVELOPED["data"], "colour": "red"}})
+    assert set(parsed.ignored_fields) == {"priority", "data.colour"}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"\xff\xfe", "not JSON"),
+        (b"hello", "not JSON"),
+        (b"[1, 2]", "JSON list"),
+        (b"null", "JSON NoneType"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_body_that_is_not_a_json_object_is_refused(body, says):
+    with pytest.raises(InvalidJob, match=says):
+        parse_message(body)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "says"),
+    [
+        ({"style_id": None}, "style_id", "is missing"),
+        ({"style_id": "10"}, "style_id", "valid integer, found '10'"),
+        ({"style_id": 0}, "style_id", "greater than 0"),
+        ({"style_id": True}, "style_id", "valid integer"),
+        ({"image_urls": []}, "image_urls", "is empty"),
+        ({"image_urls": None}, "image_urls", "is missing"),
+        ({"image_urls": "s3://b/a.jpg"}, "image_urls", "valid tuple"),
+        ({"image_urls": ["ftp://b/a.jpg"]}, "image_urls.0.url", "must start with one of s3://"),
+        ({"type": "something_else"}, "type", "must be 'model_training'"),
+        ({"job_id": "../../etc"}, "job_id", "match pattern"),
+        ({"parameters": {"rank": 0}}, "parameters.rank", "greater than or equal to 1, found 0"),
+        ({"parameters": {"rank": 257}}, "parameters.rank", "less than or equal to 256"),
+        ({"parameters": {"learning_rate": 1}}, "parameters.learning_rate", "less than or equal"),
+        ({"parameters": {"resolution": 500}}, "parameters.resolution", "multiple of 8"),
+        ({"parameters": {"target_modules": "att"}}, "parameters.target_modules", "attn-mlp"),
+        ({"parameters": {"batch_size": 2}}, "parameters.train_batch_size", "2 with 1 pictures"),
+        ({"parameters": {"lora_rank": 4, "rank": 8}}, "parameters.lora_rank", "another name of"),
+        ({"parameters": {"center_crop": False}}, "parameters.center_crop", "can only be True"),
+        ({"parameters": {"learning_rat": 1}}, "parameters.learning_rat", "mean learning_rate?"),
+    ],
+)
+def test_a_broken_field_is_named_with_what_was_found(change, field, says):
+    assert says in problems({**FLAT, **change})[field]
+
+
+def test_every_broken_field_is_named_at_once():
+    found = problems(
+        {"image_urls": ["x"], "type": "y", "parameters": {"rank": 0, "seed": -1, "zzz": 1}}
+    )
+    assert set(found) == {
+        "type",
+        "style_id",
+        "image_urls.0.url",
+        "parameters.rank",
+        "parameters.seed",
+        "parameters.zzz",
+    }
+
+
+def test_more_pictures_than_the_operator_allows_are_refused():
+    many = {**FLAT, "image_urls": [f"s3://b/{i}.jpg" for i in range(4)]}
+    with pytest.raises(InvalidJob, match="has 4 pictures; at most 3"):
+        parse(many, max_images=3)
+
+
+def test_what_can_be_read_of_a_broken_message_is_kept_so_that_the_sender_hears_of_it():
+    with pytest.raises(InvalidJob) as caught:
+        parse({**ENVELOPED, "data": {**ENVELOPED["data"], "images": []}})
+    error = caught.value
+    assert (error.style_id, error.webhook_base) == (123, "https://api.example.com")
+    assert error.job_id == ENVELOPED["task_id"]
+
+
+def test_nan_and_infinity_are_refused():
+    body = json.dumps({**FLAT, "parameters": {"learning_rate": float("nan")}}).encode()
+    with pytest.raises(InvalidJob, match=r"parameters\.learning_rate"):
+        parse_message(body)
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("https://a.example/", "https://a.example"),
+        ("https://a.example/x/api/webhooks/training/1/status", "https://a.example/x"),
+        ("http://a:8000", "http://a:8000"),
+    ],
+)
+def test_a_webhook_address_is_cut_to_its_base(url, base):
+    assert webhook_base(url) == base
+
+
+def test_the_seed_comes_from_the_job_id_unless_one_is_sent():
+    first, second = parse(FLAT, message_id="a").job, parse(FLAT, message_id="b").job
+    assert first.seed == parse(FLAT, message_id="a").job.seed
+    assert first.seed != second.seed
+    assert parse({**FLAT, "parameters": {"seed": 7}}).job.seed == 7
+
+
+def test_a_template_is_filled_with_trigger_and_tags():
+    message = {
+        **FLAT,
+        "trigger_word": "sks",
+        "tags": ["ink", "paper"],
+        "caption_template": "a picture in {trigger} style, {tags}",
+    }
+    assert parse(message).job.template_caption() == "a picture in sks style, ink, paper"
+    assert parse(FLAT).job.template_caption() == ""

@@ -1,0 +1,89 @@
+"""The table of what is done with a delivered job, row by row."""
+
+import pytest
+
+from worker.contract.errors import ErrorCode
+from worker.jobs.decide import (
+    Claim,
+    CommitCanceled,
+    GiveUp,
+    Park,
+    Refuse,
+    RepeatTerminal,
+    Snapshot,
+    decide,
+)
+from worker.jobs.record import LastError, Lease, Result
+
+TERM = 180.0
+
+
+def lease(**fields):
+    return Lease(**{"owner": "a", "epoch": 1, "fingerprint": "f", **fields})
+
+
+RESULT = Result(
+    outcome="completed",
+    epoch=1,
+    fingerprint="f",
+    job_id="j",
+    style_id=1,
+    event="complete",
+    event_body="{}",
+    webhook_base=None,
+)
+FAILURE = LastError(code=ErrorCode.GPU_OUT_OF_MEMORY, message="too big")
+
+
+@pytest.mark.parametrize(
+    ("found", "action"),
+    [
+        # nothing there: a new job
+        (Snapshot(), Claim(epoch=1, attempts=1)),
+        # it has ended
+        (Snapshot(result=RESULT), RepeatTerminal(say_again=True)),
+        (Snapshot(result=RESULT, delivered=True), RepeatTerminal(say_again=False)),
+        (Snapshot(result=RESULT, canceled=True, lease=lease()), RepeatTerminal(say_again=True)),
+        # somebody works on it
+        (Snapshot(lease=lease(), lease_age_seconds=0), Park()),
+        (Snapshot(lease=lease(), lease_age_seconds=TERM - 1), Park()),
+        (Snapshot(lease=lease(), lease_age_seconds=1, canceled=True), Park()),
+        # its worker was lost
+        (Snapshot(lease=lease(), lease_age_seconds=TERM), Claim(epoch=2, attempts=2)),
+        (Snapshot(lease=lease(attempts=3), lease_age_seconds=TERM, checkpoint_step=5), Claim(2, 1)),
+        # its worker stopped in order: not an attempt
+        (Snapshot(lease=lease(state="released", attempts=3)), Claim(epoch=2, attempts=3)),
+        # it failed with something that may pass
+        (Snapshot(lease=lease(state="failed", attempts=2, error=FAILURE)), Claim(2, 3)),
+        # too often without progress
+        (
+            Snapshot(lease=lease(state="failed", epoch=7, attempts=3, error=FAILURE)),
+            GiveUp(8, ErrorCode.GPU_OUT_OF_MEMORY, "too big"),
+        ),
+        # progress between attempts resets the count
+        (
+            Snapshot(lease=lease(state="failed", epoch=7, attempts=3, step=5), checkpoint_step=6),
+            Claim(8, 1),
+        ),
+        # canceled while nobody works on it
+        (Snapshot(canceled=True), CommitCanceled(epoch=1)),
+        (Snapshot(canceled=True, lease=lease(), lease_age_seconds=TERM), CommitCanceled(epoch=2)),
+    ],
+)
+def test_what_is_found_decides_what_is_done(found, action):
+    assert decide(found, fingerprint="f", lease_term_seconds=TERM, max_attempts=3) == action
+
+
+def test_a_job_whose_worker_died_too_often_is_given_up_as_crashed():
+    found = Snapshot(lease=lease(attempts=3), lease_age_seconds=TERM)
+    action = decide(found, fingerprint="f", lease_term_seconds=TERM, max_attempts=3)
+    assert isinstance(action, GiveUp)
+    assert action.code is ErrorCode.WORKER_CRASHED
+    assert "started 3 times" in action.message
+
+
+@pytest.mark.parametrize("found", [Snapshot(result=RESULT), Snapshot(lease=lease())])
+def test_one_id_with_other_content_is_refused(found):
+    action = decide(found, fingerprint="other", lease_term_seconds=TERM, max_attempts=3)
+    assert isinstance(action, Refuse)
+    assert "job_id" in action.message

@@ -1,0 +1,270 @@
+"""The verbs of `lora-worker`.
+
+Exit status: 0 done, 64 bad settings, 65 bad job, 69 no service, 70 job failed, 130 interrupted.
+"""
+
+import json
+import re
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from worker import __version__
+from worker.broker.connection import BrokerAddress
+from worker.broker.publisher import Publisher, PublishFailed
+from worker.contract.base_model import BaseModelEntry, CatalogueError, load_catalogue
+from worker.contract.errors import InvalidJob, JobError
+from worker.contract.job import ParsedMessage, parse_message
+from worker.contract.pipe import FinishedEvent
+from worker.contract.schema import json_schema
+from worker.jobs.local_run import pictures_in, train_locally
+from worker.jobs.record import JobRecord, Result
+from worker.jobs.supervisor import Supervisor
+from worker.observability.logging import configure_logging
+from worker.observability.progress_bar import ProgressBar
+from worker.settings import EXIT_SETTINGS, Settings, SettingsError, load_settings
+from worker.storage.s3 import S3Store
+from worker.storage.store import StorageError
+
+#: The job, its data or its parameters are not valid (sysexits' EX_DATAERR).
+EXIT_BAD_JOB = 65
+
+#: A broker, store or receiver cannot be reached (EX_UNAVAILABLE).
+EXIT_UNAVAILABLE = 69
+
+#: The job failed (EX_SOFTWARE).
+EXIT_JOB_FAILED = 70
+
+#: Ended by the user before it was done; a checkpoint is left.
+EXIT_INTERRUPTED = 130
+
+#: Time between two looks for a submitted job's result, seconds.
+_WAIT_SECONDS = 1.0
+
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help="A job message as JSON.")
+]
+
+
+@app.command()
+def run() -> None:
+    """Consume jobs until told to stop (SIGTERM drains, a second one ends at once)."""
+    settings = _settings()
+    configure_logging(settings.log_level, settings.log_format, settings.secret_values)
+    try:
+        supervisor = Supervisor(settings)
+        supervisor.install_signal_handlers()
+        status = supervisor.run()
+    except SettingsError as error:
+        _refuse_settings(error)
+    raise typer.Exit(status)
+
+
+@app.command()
+def train(
+    job_file: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="A job message as JSON.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of pictures (and .txt captions)."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the adapter files.")] = Path("output"),
+    trigger_word: Annotated[str | None, typer.Option(help="Word that calls the style.")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A training parameter."),
+    ] = None,
+) -> None:
+    """Train one job here: no broker, no S3; a second run of an interrupted job resumes."""
+    if (job_file is None) == (images is None):
+        _complain("give either a job file or --images, not both", EXIT_SETTINGS)
+    settings = _settings()
+    configure_logging("WARNING", "console", settings.secret_values)
+    if job_file is not None:
+        body = job_file.read_bytes()
+    else:
+        assert images is not None  # noqa: S101 - the other of the two
+        body = _body_of_folder(images, output, trigger_word, parameter or [])
+    parsed = _parsed(body, settings)
+    with ProgressBar() as bar:
+        try:
+            ended = train_locally(
+                parsed.job,
+                settings,
+                _catalogue(settings),
+                output,
+                on_event=bar.on_event,
+                should_stop=bar.should_stop,
+            )
+        except InvalidJob as error:
+            _complain(error.message, EXIT_BAD_JOB)
+        except JobError as error:
+            _complain(f"{error.code}: {error.message}", EXIT_JOB_FAILED)
+    if not isinstance(ended, FinishedEvent):
+        _complain("stopped; the same command resumes from the checkpoint", EXIT_INTERRUPTED)
+    typer.echo(f"trained {ended.steps} steps, loss {ended.loss:.4f}")
+    for file in ended.files:
+        typer.echo(f"{output / file.name}  {file.bytes} bytes  sha256 {file.sha256}")
+
+
+@app.command()
+def submit(
+    job_file: JobFile,
+    wait: Annotated[bool, typer.Option(help="Wait for the job's result in the store.")] = False,
+) -> None:
+    """Publish a job as a backend does. Prints the job's id."""
+    settings = _settings()
+    configure_logging("WARNING", "console", settings.secret_values)
+    body = job_file.read_bytes()
+    parsed = _parsed(body, settings)
+    message_id = uuid.uuid4().hex if parsed.id_is_digest else None
+    job_id = message_id or parsed.job.job_id
+    publisher = Publisher(BrokerAddress(settings.broker_url), name="submit")
+    try:
+        publisher.publish(settings.rabbitmq_queue, body, message_id=message_id, headers=None)
+    except PublishFailed as error:
+        _complain(f"the job could not be published: {error}", EXIT_UNAVAILABLE)
+    finally:
+        publisher.close()
+    typer.echo(job_id)
+    if wait:
+        result = _wait_for(job_id, settings)
+        typer.echo(result.event_body)
+        if result.outcome != "completed":
+            raise typer.Exit(EXIT_JOB_FAILED)
+
+
+@app.command()
+def validate(job_file: JobFile) -> None:
+    """Say everything that is wrong with a job message, by field."""
+    settings = _settings()
+    parsed = _parsed(job_file.read_bytes(), settings)
+    name = parsed.job.parameters.base_model
+    if name is not None and name not in (known := _catalogue(settings)):
+        _complain(
+            f"parameters.base_model: {name!r} is not in the catalogue; it has {', '.join(known)}",
+            EXIT_BAD_JOB,
+        )
+    for field in parsed.ignored_fields:
+        typer.echo(f"note: {field} is not a known field and is ignored")
+    typer.echo(f"valid: job {parsed.job.job_id}, {len(parsed.job.images)} pictures")
+
+
+@app.command()
+def schema() -> None:
+    """Print the contract as JSON Schema."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for what the demo makes.")] = Path(
+        "demo-output"
+    ),
+) -> None:
+    """Run the main job on this machine, with every real part made on the fly."""
+    # torch and moto come with the demo; no other verb may pay for them.
+    from worker.demo.run import run_demo  # noqa: PLC0415
+
+    raise typer.Exit(run_demo(output))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        _refuse_settings(error)
+
+
+def _refuse_settings(error: SettingsError) -> NoReturn:
+    for problem in error.problems:
+        typer.echo(f"lora-worker: {problem}", err=True)
+    raise typer.Exit(EXIT_SETTINGS)
+
+
+def _complain(sentence: str, status: int) -> NoReturn:
+    typer.echo(f"lora-worker: {sentence}", err=True)
+    raise typer.Exit(status)
+
+
+def _parsed(body: bytes, settings: Settings) -> ParsedMessage:
+    try:
+        return parse_message(body, max_images=settings.max_images)
+    except InvalidJob as error:
+        for field, what in error.problems:
+            typer.echo(f"{field}: {what}" if field else what, err=True)
+        raise typer.Exit(EXIT_BAD_JOB) from None
+
+
+def _catalogue(settings: Settings) -> dict[str, BaseModelEntry]:
+    try:
+        return load_catalogue(settings.base_models_file)
+    except CatalogueError as error:
+        _refuse_settings(SettingsError([f"BASE_MODELS_FILE is not valid: {error}"]))
+
+
+def _body_of_folder(
+    images: Path, output: Path, trigger_word: str | None, parameters: list[str]
+) -> bytes:
+    """The message that a folder of pictures and options stand for."""
+    message: dict[str, Any] = {
+        "job_id": "local-" + re.sub(r"[^A-Za-z0-9._-]+", "-", output.resolve().name)[:100],
+        "style_id": 1,
+        "image_urls": [path.resolve().as_uri() for path in pictures_in(images)],
+        "parameters": dict(_parameter(text) for text in parameters),
+    }
+    if trigger_word:
+        message["trigger_word"] = trigger_word
+    return json.dumps(message).encode()
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        _complain(f"--parameter {text!r} must look like NAME=VALUE", EXIT_SETTINGS)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _wait_for(job_id: str, settings: Settings) -> Result:
+    store = S3Store(
+        endpoint_url=settings.s3_endpoint_url, timeout_seconds=settings.s3_timeout_seconds
+    )
+    record = JobRecord(store, settings.s3_bucket, job_id)
+    while True:
+        try:
+            if result := record.result():
+                return result
+        except StorageError as error:
+            if not error.transient:
+                _complain(f"the result cannot be looked up: {error}", EXIT_UNAVAILABLE)
+        time.sleep(_WAIT_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

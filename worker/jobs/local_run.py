@@ -1,0 +1,116 @@
+"""Train one job on this machine without broker or store: the same stages, a folder as the store."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.errors import ErrorCode, InvalidJob, JobError
+from worker.contract.job import TrainingJob
+from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
+from worker.jobs.devices import visible_gpus
+from worker.jobs.record import JobRecord
+from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
+from worker.settings import Settings
+from worker.storage.images import ImageFetcher
+from worker.storage.local import LocalStore
+from worker.storage.s3 import S3Store
+
+#: Picture files that `train --images DIR` takes.
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+#: The folder's stand-in for a bucket.
+_BUCKET = "local"
+
+#: Checkpoints and the like, inside the output folder, so that a second run resumes.
+_STATE_FOLDER = ".lora-worker"
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder, by name. Captions in `.txt` files are found later."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+
+
+def train_locally(
+    job: TrainingJob,
+    settings: Settings,
+    catalogue: dict[str, BaseModelEntry],
+    output: Path,
+    *,
+    on_event: Callable[[StageEvent | StepEvent], None],
+    should_stop: Callable[[], StopCommand | None],
+    trainer_command: Sequence[str] = TRAINER_COMMAND,
+) -> FinishedEvent | StoppedEvent:
+    """Train `job` and leave its files in `output`.
+
+    An interrupted run leaves its checkpoint there too, and the next run of the same job resumes.
+
+    Raises:
+        JobError: the job cannot be trained.
+    """
+    name = job.parameters.base_model or settings.default_base_model
+    if name not in catalogue:
+        known = ", ".join(sorted(catalogue))
+        raise InvalidJob(
+            [("parameters.base_model", f"{name!r} is not in the catalogue; it has {known}")]
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    store = LocalStore(output / _STATE_FOLDER)
+    record = JobRecord(store, _BUCKET, job.job_id)
+    gpus = visible_gpus(settings.cuda_visible_devices)
+    slot = TrainerSlot(
+        gpu=gpus[0] if gpus else None,
+        allow_hub=settings.allow_model_hub,
+        max_jobs=1,
+        start_timeout_seconds=settings.trainer_start_timeout_seconds,
+        command=trainer_command,
+    )
+    stages = StageRunner(
+        store=store,
+        fetcher=ImageFetcher(
+            s3=S3Store(
+                endpoint_url=settings.s3_endpoint_url, timeout_seconds=settings.s3_timeout_seconds
+            ),
+            gs_as_s3=settings.s3_endpoint_url is not None,
+            https_hosts=settings.image_allowed_hosts,
+            allow_files=True,
+            max_bytes=settings.max_image_bytes,
+            parallelism=settings.download_parallelism,
+            deadline_seconds=settings.download_timeout_seconds,
+        ),
+        allow_hub=settings.allow_model_hub,
+        time_limit_seconds=settings.job_time_limit_seconds,
+    )
+    slot.warm_up()
+    with tempfile.TemporaryDirectory(prefix="lora-worker-") as folder:
+        claimed = Claimed(
+            job=job,
+            epoch=1,
+            record=record,
+            folder=Path(folder),
+            base_model=catalogue[name],
+            on_event=on_event,
+            should_stop=should_stop,
+            checkpoint=record.checkpoint(),
+        )
+        try:
+            ended = stages.run(claimed, slot)
+        except Interrupted as stop:
+            return StoppedEvent(reason=stop.command.reason, step=0)
+        finally:
+            slot.close()
+        if isinstance(ended, StoppedEvent):
+            if ended.reason == "time_limit":
+                raise JobError(
+                    ErrorCode.TIME_LIMIT_EXCEEDED,
+                    f"The training reached its time limit at step {ended.step}.",
+                )
+            return ended
+        for file in ended.files:
+            target = output / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.path, target)
+    shutil.rmtree(output / _STATE_FOLDER)
+    return ended
