@@ -7,7 +7,7 @@ which diffusers takes the rank for alpha. `lora_weights.kohya.safetensors` is fo
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,14 @@ def verify_adapter(
             itself of no use (not finite, or still all zero).
     """
     _refuse_useless(unet)
+    layers = _adapter_layers(unet, ADAPTER)
     with _eval_mode(unet):
         wanted = _run(unet)
     fresh = fresh_unet().eval()
     for file in files:
         try:
-            _load_as_diffusers_does(fresh, file)
+            with _full_precision(fresh.get_parameter(f"{name}.weight") for name in layers):
+                _load_as_diffusers_does(fresh, file)
             difference = _difference(unet, fresh, wanted)
         except Exception as error:
             raise JobError(
@@ -268,6 +270,23 @@ def _run(unet: UNet2DConditionModel) -> torch.Tensor:
             return_dict=False,
         )[0]
     return output.float().cpu()
+
+
+@contextmanager
+def _full_precision(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """`weights` are fp32 inside, and exactly what they were after.
+
+    diffusers rounds an adapter to the dtype of the layers that it is loaded into; the one in memory
+    is fp32 over a base in half precision.
+    """
+    before = [(weight, weight.dtype) for weight in weights]
+    for weight, _ in before:
+        weight.data = weight.data.float()
+    try:
+        yield
+    finally:
+        for weight, dtype in before:
+            weight.data = weight.data.to(dtype)
 
 
 @contextmanager
