@@ -1,0 +1,43 @@
+"""Signatures of the Standard Webhooks specification (standardwebhooks.com, version 1), pure."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+
+#: How a secret begins that is given in base64.
+SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix
+
+
+def signing_key(secret: str) -> bytes:
+    """The key that a secret stands for: base64 after `whsec_`, else its own bytes.
+
+    Raises:
+        ValueError: what follows `whsec_` is not base64; the text does not repeat it.
+    """
+    if not secret.startswith(SECRET_PREFIX):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"the signing secret is not base64 after {SECRET_PREFIX}") from None
+
+
+def signature_headers(
+    key: bytes, *, message_id: str, timestamp_seconds: int, body: bytes
+) -> dict[str, str]:
+    """The three headers. Signed is `id.timestamp.body` with HMAC-SHA256.
+
+    Args:
+        key: from `signing_key`.
+        message_id: the same on every try of one event, so that a receiver can drop repeats.
+        timestamp_seconds: Unix time of this try.
+        body: the bytes that are sent.
+    """
+    signed = b".".join((message_id.encode(), str(timestamp_seconds).encode(), body))
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp_seconds),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
