@@ -17,7 +17,7 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Request:
+class Received:
     """One request as it arrived.
 
     Attributes:
@@ -48,7 +48,7 @@ class Reply:
     body: bytes = b"{}"
 
 
-def accept(request: Request) -> Reply:
+def accept(request: Received) -> Reply:
     """Answer 200 to everything."""
     return Reply()
 
@@ -65,14 +65,14 @@ class Receiver:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        respond: Callable[[Request], Reply] = accept,
-        journal: Path | None = None,
-        on_request: Callable[[Request, Reply], None] | None = None,
+        respond: Callable[[Received], Reply] = accept,
+        journal_file: Path | None = None,
+        on_request: Callable[[Received, Reply], None] | None = None,
     ) -> None:
         self.respond = respond
-        self._journal = journal
+        self._journal_file = journal_file
         self._on_request = on_request
-        self._requests: list[Request] = []
+        self._journal: list[Received] = []
         self._arrived = threading.Condition()
         receiver = self
 
@@ -93,7 +93,7 @@ class Receiver:
         return int(self._server.server_address[1])
 
     @property
-    def base_url(self) -> str:
+    def url(self) -> str:
         """What a job's `webhook_url` says."""
         return f"http://127.0.0.1:{self.port}"
 
@@ -103,24 +103,24 @@ class Receiver:
         return f"127.0.0.1:{self.port}"
 
     @property
-    def requests(self) -> list[Request]:
+    def journal(self) -> list[Received]:
         """Everything that arrived, oldest first."""
         with self._arrived:
-            return list(self._requests)
+            return list(self._journal)
 
     def wait_for(
-        self, wanted: Callable[[list[Request]], bool], timeout_seconds: float
-    ) -> list[Request]:
+        self, wanted: Callable[[list[Received]], bool], timeout_seconds: float
+    ) -> list[Received]:
         """Wait until `wanted(requests)`; returns the requests.
 
         Raises:
             TimeoutError: it did not come true; the text lists what arrived.
         """
         with self._arrived:
-            if not self._arrived.wait_for(lambda: wanted(self._requests), timeout_seconds):
-                came = [f"{r.method} {r.path}" for r in self._requests]
+            if not self._arrived.wait_for(lambda: wanted(self._journal), timeout_seconds):
+                came = [f"{r.method} {r.path}" for r in self._journal]
                 raise TimeoutError(f"not within {timeout_seconds:g} s; arrived: {came}")
-            return list(self._requests)
+            return list(self._journal)
 
     def start(self) -> "Receiver":
         """Serve on a thread of its own."""
@@ -143,12 +143,12 @@ class Receiver:
     ) -> None:
         self.stop()
 
-    def _take(self, request: Request) -> Reply:
+    def _take(self, request: Received) -> Reply:
         reply = self.respond(request)
         with self._arrived:
-            self._requests.append(request)
-            if self._journal is not None:
-                with self._journal.open("a", encoding="utf-8") as file:
+            self._journal.append(request)
+            if self._journal_file is not None:
+                with self._journal_file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(_journal_row(request, reply)) + "\n")
             self._arrived.notify_all()
         if self._on_request is not None:
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
     #: A connection on which nothing comes for so long is closed, seconds.
     timeout = 60
 
-    take: Callable[[Request], Reply]
+    take: Callable[[Received], Reply]
 
     def _answer(self) -> None:
         length = self.headers.get("Content-Length", "0")
@@ -175,7 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             parsed = None
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = self.take(Request(self.command, self.path, headers, body, parsed, time.monotonic()))
+        reply = self.take(
+            Received(self.command, self.path, headers, body, parsed, time.monotonic())
+        )
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
@@ -199,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The journal is the log."""
 
 
-def _journal_row(request: Request, reply: Reply) -> dict[str, Any]:
+def _journal_row(request: Received, reply: Reply) -> dict[str, Any]:
     headers = {n: v for n, v in request.headers.items() if n != "authorization"}
     return {
         "monotonic_seconds": round(request.monotonic_seconds, 3),
@@ -211,7 +213,7 @@ def _journal_row(request: Request, reply: Reply) -> dict[str, Any]:
     }
 
 
-def _print_line(request: Request, reply: Reply) -> None:
+def _print_line(request: Received, reply: Reply) -> None:
     text = json.dumps(request.json, ensure_ascii=False)
     line = f"{request.method} {request.path} {reply.status} {text}\n"
     sys.stdout.write(line)
@@ -228,7 +230,7 @@ def main() -> None:
     receiver = Receiver(
         host=arguments.host,
         port=arguments.port,
-        journal=arguments.journal,
+        journal_file=arguments.journal,
         on_request=_print_line,
     )
     sys.stdout.write(f"receiver on http://{arguments.host}:{receiver.port}\n")

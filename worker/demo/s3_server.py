@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from worker.storage.s3 import S3Options, connect
+from worker.storage.s3 import S3Store, connect
 
 #: The server takes any credentials; these are what the demo and the tests send.
 ACCESS_KEY_ID = "demo"
@@ -64,15 +64,6 @@ class S3Server:
         return self._process.pid
 
     @property
-    def options(self) -> S3Options:
-        """What `S3ObjectStore` needs to reach it."""
-        return S3Options(
-            endpoint_url=self.endpoint_url,
-            access_key_id=ACCESS_KEY_ID,
-            secret_access_key=SECRET_ACCESS_KEY,
-        )
-
-    @property
     def environment(self) -> dict[str, str]:
         """The variables that point a worker (or the AWS SDK) at it."""
         return {
@@ -84,7 +75,19 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client that talks to it."""
-        return connect(self.options)
+        return connect(**self._arguments)
+
+    def store(self) -> S3Store:
+        """The worker's store on it."""
+        return S3Store(**self._arguments)
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "endpoint_url": self.endpoint_url,
+            "access_key_id": ACCESS_KEY_ID,
+            "secret_access_key": SECRET_ACCESS_KEY,
+        }
 
     def _wait_for_address(self) -> str:
         deadline = time.monotonic() + START_SECONDS

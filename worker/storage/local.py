@@ -34,7 +34,7 @@ from worker.storage.store import (
 CHUNK_BYTES = 1024 * 1024
 
 
-class LocalObjectStore:
+class LocalStore:
     """`ObjectStore` on the folder `root`: an object is the file `root/bucket/key`.
 
     Writes are atomic (temporary file, fsync, rename) and take a lock that other processes on this
@@ -43,12 +43,17 @@ class LocalObjectStore:
     and keys with `..` in them; both raise `StorageError`.
     """
 
-    def __init__(self, root: Path, *, buckets: Iterable[str] = ()) -> None:
+    def __init__(self, root: Path, *, buckets: Iterable[str] | None = None) -> None:
+        """Open the store, making the folder if need be.
+
+        Args:
+            root: the folder.
+            buckets: the only buckets there are; if None, each one comes into being when named.
+        """
         self._root = root
         self._incoming = root / ".incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
-        for bucket in buckets:
-            (root / bucket).mkdir(exist_ok=True)
+        self._buckets = None if buckets is None else frozenset(buckets)
 
     def read(self, url: ObjectUrl, *, max_bytes: int = MAX_READ_BYTES) -> StoredObject | None:
         """As `ObjectStore.read`."""
@@ -167,10 +172,10 @@ class LocalObjectStore:
         return self._path(url)
 
     def _bucket(self, url: ObjectUrl) -> Path:
-        folder = self._root / url.bucket
-        if url.bucket.startswith(".") or not folder.is_dir():
+        listed = self._buckets is None or url.bucket in self._buckets
+        if not listed or not url.bucket[:1].isalnum() or "/" in url.bucket:
             raise BucketMissing(f"The bucket of {url} does not exist.")
-        return folder
+        return self._root / url.bucket
 
     def _path(self, url: ObjectUrl) -> Path:
         parts = url.key.split("/")

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -46,43 +45,46 @@ CHUNK_BYTES = 1024 * 1024
 DEFAULT_REGION = "us-east-1"
 
 
-@dataclass(frozen=True)
-class S3Options:
-    """How to reach a store. Credentials come from the AWS SDK's own names unless given here.
+#: Longest time for one connection to be accepted, seconds.
+CONNECT_SECONDS = 5.0
 
-    Attributes:
+#: Total time of one download unless the caller says otherwise, seconds.
+DOWNLOAD_SECONDS = 300.0
+
+#: Requests that may run at a time; more wait for a connection.
+CONNECTIONS = 32
+
+#: Tries of one request, the first included; between them botocore waits, longer each time.
+ATTEMPTS = 4
+
+
+def connect(
+    *,
+    endpoint_url: str | None = None,
+    timeout_seconds: float = 30.0,
+    attempts: int = ATTEMPTS,
+    access_key_id: str | None = None,
+    secret_access_key: str | None = None,
+) -> Any:
+    """A boto3 client. No request is made yet; it may be used from many threads.
+
+    Args:
         endpoint_url: any S3-compatible server; Amazon's if None.
-        region: where the buckets are; the SDK's own names, then `DEFAULT_REGION`, if None.
-        connect_timeout_seconds, read_timeout_seconds: of each try.
-        download_deadline_seconds: total time of one download unless the caller says otherwise.
-        attempts: tries of one request, the first included.
-        connections: how many requests may run at a time.
-        access_key_id, secret_access_key: both or neither.
+        timeout_seconds: longest silence of the server in one try.
+        attempts: tries of one request.
+        access_key_id: with `secret_access_key`; from the AWS SDK's own names if None.
+        secret_access_key: as above.
     """
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    connect_timeout_seconds: float = 5.0
-    read_timeout_seconds: float = 30.0
-    download_deadline_seconds: float = 300.0
-    attempts: int = 4
-    connections: int = 32
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
-
-
-def connect(options: S3Options) -> Any:
-    """A boto3 client. No request is made yet; it may be used from many threads."""
     session = boto3.session.Session()
-    region = options.region or os.environ.get("AWS_REGION") or session.region_name
-    host = urlsplit(options.endpoint_url).hostname if options.endpoint_url else None
+    region = os.environ.get("AWS_REGION") or session.region_name or DEFAULT_REGION
+    host = urlsplit(endpoint_url).hostname if endpoint_url else None
     config = Config(
         signature_version="s3v4",
-        connect_timeout=options.connect_timeout_seconds,
-        read_timeout=options.read_timeout_seconds,
-        max_pool_connections=options.connections,
-        retries={"mode": "standard", "max_attempts": options.attempts},
-        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+        connect_timeout=min(CONNECT_SECONDS, timeout_seconds),
+        read_timeout=timeout_seconds,
+        max_pool_connections=CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
         # Checksums that older servers do not know are sent only where `upload` asks for one.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -91,20 +93,34 @@ def connect(options: S3Options) -> Any:
     )
     return session.client(
         "s3",
-        endpoint_url=options.endpoint_url,
-        region_name=region or DEFAULT_REGION,
-        aws_access_key_id=options.access_key_id,
-        aws_secret_access_key=options.secret_access_key,
+        endpoint_url=endpoint_url,
+        region_name=region,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
         config=config,
     )
 
 
-class S3ObjectStore:
+class S3Store:
     """`ObjectStore` on S3."""
 
-    def __init__(self, options: S3Options) -> None:
-        self._options = options
-        self._client = connect(options)
+    def __init__(
+        self,
+        *,
+        endpoint_url: str | None = None,
+        timeout_seconds: float = 30.0,
+        attempts: int = ATTEMPTS,
+        access_key_id: str | None = None,
+        secret_access_key: str | None = None,
+    ) -> None:
+        """Arguments as in `connect`. No request is made yet."""
+        self._client = connect(
+            endpoint_url=endpoint_url,
+            timeout_seconds=timeout_seconds,
+            attempts=attempts,
+            access_key_id=access_key_id,
+            secret_access_key=secret_access_key,
+        )
         self._transfer = TransferConfig(
             multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES // 2
         )
@@ -116,7 +132,7 @@ class S3ObjectStore:
                 answer = self._client.get_object(Bucket=url.bucket, Key=url.key)
         except ObjectMissing:
             return None
-        chunks = self._body(url, answer, max_bytes, self._options.download_deadline_seconds)
+        chunks = self._body(url, answer, max_bytes, DOWNLOAD_SECONDS)
         return StoredObject(
             b"".join(chunks), answer["ETag"], answer["LastModified"], _server_time(answer)
         )
@@ -182,7 +198,7 @@ class S3ObjectStore:
     ) -> DownloadedObject:
         """As `ObjectStore.download`."""
         if deadline_seconds is None:
-            deadline_seconds = self._options.download_deadline_seconds
+            deadline_seconds = DOWNLOAD_SECONDS
         with _errors_of(url):
             answer = self._client.get_object(Bucket=url.bucket, Key=url.key)
         digest, size_bytes = hashlib.sha256(), 0

@@ -46,3 +46,11 @@ class WebhookAllowList:
                 "the operator lists allowed hosts in WEBHOOK_ALLOWED_HOSTS."
             )
         return address
+
+    def allows(self, url: str) -> bool:
+        """Whether `check` would pass."""
+        try:
+            self.check(url)
+        except WebhookNotAllowed:
+            return False
+        return True

@@ -1,12 +1,14 @@
 """Send one webhook once, and say what its answer means: delivered, retry, refused, or gone."""
 
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from worker import __version__
 from worker.outbound.address import Address
 from worker.outbound.request import Answer as HttpAnswer
 from worker.outbound.request import RequestFailed, request
@@ -47,7 +49,6 @@ class WebhookClient:
         token: str | None,
         *,
         allow_list: WebhookAllowList,
-        version: str,
         signing_secret: str | None = None,
         connect_timeout_seconds: float = 5.0,
         total_deadline_seconds: float = 15.0,
@@ -55,9 +56,8 @@ class WebhookClient:
         """Make a client.
 
         Args:
-            token: the bearer token; without one no Authorization header is sent.
+            token: the bearer token; without one (None or empty) no Authorization header is sent.
             allow_list: whom it may be sent to.
-            version: the worker's, for the User-Agent header.
             signing_secret: signs every webhook if there is one.
             connect_timeout_seconds: for each address of the host.
             total_deadline_seconds: for the whole request and its answer.
@@ -65,11 +65,10 @@ class WebhookClient:
         Raises:
             ValueError: the token or the secret cannot be used; the text does not repeat it.
         """
-        if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+        if token and not re.fullmatch(r"[\x21-\x7e]+", token):
             raise ValueError("the token has a character that no HTTP header can carry")
         self._token = token
         self._allow_list = allow_list
-        self._version = version
         self._key = signing_key(signing_secret) if signing_secret else None
         self._connect_timeout_seconds = connect_timeout_seconds
         self._total_deadline_seconds = total_deadline_seconds
@@ -81,7 +80,7 @@ class WebhookClient:
         event_path: str,
         body: bytes,
         idempotency_key: str,
-        now: float,
+        now: float | None = None,
     ) -> Answer:
         """Send one webhook once; raises nothing for whatever the other side does.
 
@@ -91,13 +90,15 @@ class WebhookClient:
             event_path: `/api/webhooks/training/…`, appended to the base.
             body: the JSON, sent as it is.
             idempotency_key: the same on every try of one event.
-            now: Unix time in seconds, for the signature and for dates in `Retry-After`.
+            now: Unix time in seconds, for the signature and for dates in `Retry-After`; the
+                system's if None.
         """
         try:
             address = self._allow_list.check(base)
         except WebhookNotAllowed as error:
             return Answer("refused", None, None, error.message)
         address = Address(address.origin, address.path + event_path)
+        now = time.time() if now is None else now
         try:
             with request(
                 method,
@@ -120,10 +121,10 @@ class WebhookClient:
             "X-Request-Source": "training-server",
             "Content-Type": "application/json",
             "Idempotency-Key": idempotency_key,
-            "User-Agent": f"lora-worker/{self._version}",
+            "User-Agent": f"lora-worker/{__version__}",
             "Accept": "*/*",
         }
-        if self._token is not None:
+        if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         if self._key is not None:
             headers |= signature_headers(
@@ -155,7 +156,8 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     """Seconds from a `Retry-After` header: a number or an HTTP date; None if it is neither.
 
     Args:
-        value: the header. now: Unix time in seconds.
+        value: the header.
+        now: Unix time in seconds.
     """
     if value is None:
         return None

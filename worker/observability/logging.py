@@ -1,0 +1,145 @@
+"""How log lines are written: structlog, JSON or console, to stderr, and without secrets."""
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+from worker.observability.redaction import Redactor
+
+#: Name of the logger that every line of our own goes through.
+_OURS = "lora-worker"
+
+
+def configure_logging(
+    level: str, renderer: Literal["json", "console"], secrets: Iterable[str] = ()
+) -> None:
+    """Send every log line of this process, ours and the libraries', to stderr.
+
+    Ours are written from `level` on, those of pika, botocore, urllib3 and the rest from WARNING
+    on. Tracebacks show no local variables, and uncaught exceptions of any thread become log lines
+    too, since Python's own report of them would show whatever their text holds. May be called
+    again: the last call counts.
+
+    Args:
+        level: DEBUG, INFO, WARNING or ERROR.
+        renderer: `json`, one object a line; `console`, for a person.
+        secrets: values that must not appear in any line, whatever field they are in.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler = _Handler(sys.stderr)
+    handler.setFormatter(_formatter(renderer, shared, Redactor(secrets)))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger(_OURS).setLevel(level)
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=lambda *_: logging.getLogger(_OURS),
+        cache_logger_on_first_use=False,
+    )
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def job_context(job_id: str, style_id: int) -> AbstractContextManager[None]:
+    """Bind a job to every line that is logged inside of the `with` block, on this thread."""
+    return structlog.contextvars.bound_contextvars(job_id=job_id, style_id=style_id)
+
+
+def _formatter(
+    renderer: Literal["json", "console"], shared: list[Processor], redact: Redactor
+) -> logging.Formatter:
+    last: list[Processor]
+    if renderer == "json":
+        last = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_to_json),
+        ]
+    else:
+        last = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                # The default draws tracebacks with rich, local variables included.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
+    return _RedactingFormatter(
+        redact,
+        foreign_pre_chain=[*shared, _name_the_library],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
+
+
+class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    """Redacts the finished line: nothing that ends up in it can be overlooked."""
+
+    def __init__(self, redact: Redactor, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Says that a line could not be written, without the arguments that the default prints."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class' name
+        kind = getattr(sys.exc_info()[0], "__name__", "unknown")
+        lost = {"event": "log_line_lost", "level": "error", "logger": record.name, "error": kind}
+        try:
+            self.stream.write(json.dumps(lost) + "\n")
+        except (OSError, ValueError):
+            return  # stderr itself is gone
+
+
+def _name_the_library(logger: Any, method: str, event: EventDict) -> EventDict:
+    record = event.get("_record")
+    if isinstance(record, logging.LogRecord):
+        event["logger"] = record.name
+    return event
+
+
+def _to_json(event: Any, **arguments: Any) -> str:
+    # Keys that are not text, or a value that refers to itself, must not lose the line.
+    try:
+        return json.dumps(event, ensure_ascii=False, **arguments)
+    except (TypeError, ValueError):
+        return json.dumps({str(k): repr(v) for k, v in event.items()}, ensure_ascii=False)
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    log = structlog.get_logger()
+    log.critical("uncaught_exception", exc_info=(kind, error, traceback))
+
+
+def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is None or issubclass(arguments.exc_type, SystemExit):
+        return
+    error = (arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+    thread = arguments.thread.name if arguments.thread else None
+    structlog.get_logger().critical("uncaught_exception", thread=thread, exc_info=error)
