@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import structlog
+from pydantic import SecretStr
 
 from worker import __version__
 from worker.broker.connection import BrokerAddress
@@ -29,9 +30,9 @@ from worker.jobs.stages import StageRunner
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
 from worker.settings import Settings, SettingsError
 from worker.storage.images import ImageFetcher
-from worker.storage.s3 import S3Store
+from worker.storage.s3 import S3ObjectStore, S3Options
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
-from worker.webhooks.allow_list import WebhookAllowList
+from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
 from worker.webhooks.client import WebhookClient
 
 log = structlog.get_logger()
@@ -67,15 +68,18 @@ class Supervisor:
             settings.webhook_allowed_hosts, require_https=settings.environment == "production"
         )
         _check_webhook_base(settings, self._allow_list)
-        self._store = S3Store(
-            endpoint_url=settings.s3_endpoint_url, timeout_seconds=settings.s3_timeout_seconds
+        self._store = S3ObjectStore(
+            S3Options(
+                endpoint_url=settings.s3_endpoint_url,
+                read_timeout_seconds=settings.s3_timeout_seconds,
+                download_deadline_seconds=settings.download_timeout_seconds,
+            )
         )
         self._client = WebhookClient(
-            settings.internal_api_token.get_secret_value() if settings.internal_api_token else "",
+            _secret(settings.internal_api_token),
             allow_list=self._allow_list,
-            signing_secret=settings.webhook_signing_secret.get_secret_value()
-            if settings.webhook_signing_secret
-            else None,
+            version=__version__,
+            signing_secret=_secret(settings.webhook_signing_secret),
             total_deadline_seconds=settings.webhook_timeout_seconds,
         )
         self._topology = Topology(
@@ -296,7 +300,7 @@ class Supervisor:
     def _send_progress(self, base: str, body: ProgressBody, sequence: int) -> bool:
         method, path = ENDPOINTS["progress"]
         key = idempotency_key(body.job_id, "progress", sequence)
-        answer = self._client.send(method, base, path, body.body(), key)
+        answer = self._client.send(method, base, path, body.body(), key, time.time())
         if answer.kind != "delivered":
             log.warning("progress_not_delivered", status=answer.status, reason=answer.reason)
         return answer.kind != "gone"
@@ -337,7 +341,12 @@ def _gpus(settings: Settings) -> list[str]:
 
 
 def _check_webhook_base(settings: Settings, allow_list: WebhookAllowList) -> None:
-    if settings.webhook_base_url and not allow_list.allows(settings.webhook_base_url):
-        raise SettingsError(
-            ["WEBHOOK_BASE_URL is not allowed by WEBHOOK_ALLOWED_HOSTS; add its host there"]
-        )
+    if settings.webhook_base_url:
+        try:
+            allow_list.check(settings.webhook_base_url)
+        except WebhookNotAllowed as error:
+            raise SettingsError([f"WEBHOOK_BASE_URL is not allowed: {error}"]) from None
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None
