@@ -31,6 +31,10 @@ KOHYA_FILE = "lora_weights.kohya.safetensors"
 #: Name under which the adapter was added to the UNet.
 ADAPTER = "default"
 
+#: Largest difference of two outputs, as a share of the largest value, that is still rounding. Bit
+#: for bit equal weights at other addresses or in another memory format do differ by some of it.
+_ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
 #: Name under which a file is loaded back for the comparison.
 _RELOADED = "reloaded"
 
@@ -93,18 +97,23 @@ def verify_adapter(
     *,
     files: list[Path],
     fresh_unet: Callable[[], UNet2DConditionModel],
-) -> None:
+) -> float:
     """Load each file as diffusers does and hold it against the adapter in memory.
 
     Compared are the layers that have an adapter, the scaling (alpha / rank) and the weights of
     each, bit for bit, and the output on fixed inputs in the dtype and on the device that the UNet
-    has: its difference must be 0. The trained UNet runs in eval mode for that, and all its modules
-    are back in their modes after; the reloaded one runs in the mode that loading gave it.
+    has, which may differ by rounding alone. The trained UNet runs in eval mode for that, and all
+    its modules are back in their modes after; the reloaded one runs in the mode that loading gave
+    it.
 
     Args:
         unet: the trained one, with the adapter `default`.
         files: what `export_adapter` wrote.
-        fresh_unet: gives the base without an adapter; called once, and unloaded after each file.
+        fresh_unet: gives the base without an adapter, on the device and in the dtype and memory
+            format of the trained one; called once, and unloaded after each file.
+
+    Returns:
+        The largest difference of an output: 0 where both UNets were made in the same way.
 
     Raises:
         JobError: `TRAINING_FAILED`, naming the file and what differs; or the adapter in memory is
@@ -115,24 +124,25 @@ def verify_adapter(
     with _eval_mode(unet):
         wanted = _run(unet)
     fresh = fresh_unet().eval()
+    largest = 0.0
     for file in files:
         try:
             with _full_precision(fresh.get_parameter(f"{name}.weight") for name in layers):
                 _load_as_diffusers_does(fresh, file)
-            difference = _difference(unet, fresh, wanted)
-        except Exception as error:
-            raise JobError(
-                ErrorCode.TRAINING_FAILED,
-                f"The exported file {file.name} does not load back ({type(error).__name__}); "
-                "please send the job again.",
-            ) from error
+            mismatch = _mismatch(unet, fresh)
+            output = _run(fresh)
         finally:
             fresh.unload_lora()
-        if difference:
+        difference = (output - wanted).abs().max().item()
+        if not difference <= _ROUNDING[unet.conv_in.weight.dtype] * wanted.abs().max().item():
+            mismatch = mismatch or f"the output differs by up to {difference:g}"
+        if mismatch:
             raise JobError(
                 ErrorCode.TRAINING_FAILED,
-                f"The exported file {file.name} is not the adapter that was trained: {difference}.",
+                f"The exported file {file.name} is not the adapter that was trained: {mismatch}.",
             )
+        largest = max(largest, difference)
+    return largest
 
 
 def _adapter_weights(unet: UNet2DConditionModel, adapter: str) -> dict[str, torch.Tensor]:
@@ -213,25 +223,40 @@ def _refuse_useless(unet: UNet2DConditionModel) -> None:
 
 
 def _load_as_diffusers_does(unet: UNet2DConditionModel, file: Path) -> None:
-    """The UNet's half of `pipeline.load_lora_weights(file)`, without a pipeline."""
-    if not file.is_file():  # diffusers would take the path for a name on the model hub
-        raise FileNotFoundError(file.name)
-    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-        str(file), return_lora_metadata=True, local_files_only=True, use_safetensors=True
-    )
-    StableDiffusionPipeline.load_lora_into_unet(
-        state,
-        network_alphas=alphas,
-        unet=unet,
-        adapter_name=_RELOADED,
-        metadata=metadata,
-        low_cpu_mem_usage=True,
-    )
+    """The UNet's half of `pipeline.load_lora_weights(file)`, without a pipeline.
+
+    Raises:
+        JobError: the file is missing, or diffusers cannot read it.
+    """
+    try:
+        if not file.is_file():  # diffusers would take the path for a name on the model hub
+            raise FileNotFoundError(file.name)
+        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            str(file), return_lora_metadata=True, local_files_only=True, use_safetensors=True
+        )
+        StableDiffusionPipeline.load_lora_into_unet(
+            state,
+            network_alphas=alphas,
+            unet=unet,
+            adapter_name=_RELOADED,
+            metadata=metadata,
+            low_cpu_mem_usage=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise JobError(
+            ErrorCode.TRAINING_FAILED,
+            f"The exported file {file.name} does not load back ({type(error).__name__}); "
+            "please send the job again.",
+        ) from error
+    # Loaded weights lie in the file's mapping at odd addresses, where a CPU sums in another order.
+    for name, parameter in unet.named_parameters():
+        if f".{_RELOADED}." in name:
+            parameter.data = parameter.data.clone()
 
 
-def _difference(
-    trained: UNet2DConditionModel, reloaded: UNet2DConditionModel, wanted: torch.Tensor
-) -> str | None:
+def _mismatch(trained: UNet2DConditionModel, reloaded: UNet2DConditionModel) -> str | None:
     """The first thing in which the two adapters differ, as half a sentence; none if in nothing."""
     layers, loaded = _adapter_layers(trained, ADAPTER), _adapter_layers(reloaded, _RELOADED)
     if layers.keys() != loaded.keys():
@@ -246,9 +271,6 @@ def _difference(
     for key, value in _adapter_weights(trained, ADAPTER).items():
         if key not in weights or not torch.equal(weights[key], value):
             return f"the weights of {key.removesuffix('.weight')} differ"
-    output = _run(reloaded)
-    if not torch.equal(output, wanted):
-        return f"the output differs by up to {(output - wanted).abs().max().item():g}"
     return None
 
 
