@@ -1,0 +1,1 @@
+"""Export: two files, each loaded back and held against the adapter in memory."""
