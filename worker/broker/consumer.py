@@ -1,0 +1,266 @@
+"""Messages in: a thread that alone owns its connection and keeps it alive while others work.
+
+Heartbeats and acknowledgements never wait for a job: this thread does nothing but pump the
+connection, and everybody else hands it small commands.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import pika
+import pika.exceptions
+import structlog
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+
+from worker.broker.connection import Backoff, BrokerAddress, why
+from worker.broker.delivery import Delivery
+from worker.broker.slot_channel import Settlement, SlotChannel
+
+__all__ = ["Consumer", "Delivery"]
+
+log = structlog.get_logger()
+
+#: Longest time between two looks at slots and commands, seconds; a command ends it at once.
+_PUMP_SECONDS = 0.5
+
+#: A session that has lived so long was not lost in a row with the one before, seconds.
+_STEADY_SECONDS = 30.0
+
+#: Longest time that a caller waits for the broker thread to begin with its command, seconds.
+_COMMAND_SECONDS = 60.0
+
+
+class Consumer:
+    """Feeds slots with messages, one each, from the first of `queues` that has any.
+
+    Args:
+        address: the broker.
+        queues: where to look, in this order; all but the last are looked at before listening.
+        slots: how many messages are held at a time.
+        on_delivery: called on the broker thread for each message; must return at once.
+        declare: called with a channel on each connection, before anything is consumed, and
+            again when a channel was lost.
+        name: names the thread, the connection and the log lines.
+        give_up_after_seconds: without a session for so long, `on_give_up` is called, once.
+        on_give_up: called on the broker thread, which goes on trying.
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        *,
+        queues: Sequence[str],
+        slots: int,
+        on_delivery: Callable[[Delivery], None],
+        declare: Callable[[BlockingChannel], None],
+        name: str,
+        give_up_after_seconds: float = 600.0,
+        on_give_up: Callable[[], None] | None = None,
+    ) -> None:
+        if slots < 1 or not queues:
+            raise ValueError("a consumer needs at least one slot and one queue")
+        self._address, self._declare, self._name = address, declare, name
+        self._give_up_after, self._on_give_up = give_up_after_seconds, on_give_up
+        self._slots = [
+            SlotChannel(
+                index,
+                queues=queues,
+                name=name,
+                on_delivery=on_delivery,
+                declare_again=self._declare_on,
+            )
+            for index in range(slots)
+        ]
+        self._parameters = address.parameters(name)
+        self._thread = threading.Thread(target=self._run, name=f"broker-{name}", daemon=True)
+        self._lock = threading.Lock()
+        self._commands: deque[tuple[Callable[[], bool], Future[bool]]] = deque()
+        self._awake = threading.Event()
+        self._closing = threading.Event()
+        self._ended = True
+        self._accepting = True
+        self._connection: BlockingConnection | None = None
+        self._last_session_at = 0.0
+        self.connected = False
+        self.generation = 0
+        self.gave_up = False
+
+    # --- what other threads call
+
+    def start(self) -> None:
+        """Connect and begin to deliver; returns at once."""
+        self._ended = False
+        self._last_session_at = time.monotonic()
+        self._thread.start()
+
+    def stop_consuming(self) -> None:
+        """Take no further message; those held can still be settled. Returns once that holds."""
+        self._accepting = False
+        self._call(self._tend_all)
+
+    def close(self) -> None:
+        """Disconnect; what is still held goes back to its queue. Returns at once, see `join`."""
+        self._closing.set()
+        self._wake()
+
+    def join(self, timeout_seconds: float | None = None) -> bool:
+        """Wait for the thread's end after `close`; True if it has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def ack(self, delivery: Delivery) -> bool:
+        """Acknowledge. True once it is written; False, and nothing is, if its channel is gone.
+
+        The slot stays busy until `free`.
+        """
+        return self._settle(delivery, "ack")
+
+    def requeue(self, delivery: Delivery) -> bool:
+        """Give the message back to its queue, with nack; True and False as for `ack`."""
+        return self._settle(delivery, "requeue")
+
+    def free(self, slot: int) -> None:
+        """The slot takes its next message. What it holds unsettled goes back to its queue."""
+        self._submit(lambda: self._free(self._slots[slot]))
+
+    # --- commands
+
+    def _settle(self, delivery: Delivery, how: Settlement) -> bool:
+        slot = self._slots[delivery.slot]
+        if slot.generation != delivery.generation:
+            return False
+        return self._call(lambda: slot.settle(delivery, how))
+
+    def _free(self, slot: SlotChannel) -> bool:
+        slot.free()
+        return True
+
+    def _call(self, command: Callable[[], bool]) -> bool:
+        if threading.current_thread() is self._thread:
+            return command()
+        future = self._submit(command)
+        try:
+            return future.result(_COMMAND_SECONDS)
+        except TimeoutError:
+            # Not begun: it never will be. Begun: it ends soon, the heartbeat sees to that.
+            return False if future.cancel() else future.result()
+
+    def _submit(self, command: Callable[[], bool]) -> "Future[bool]":
+        future: Future[bool] = Future()
+        with self._lock:
+            if self._ended:
+                future.set_result(False)
+                return future
+            self._commands.append((command, future))
+        self._wake()
+        return future
+
+    def _wake(self) -> None:
+        self._awake.set()
+        connection = self._connection
+        if connection is not None:
+            # Closed meanwhile: then its thread is awake already.
+            with contextlib.suppress(pika.exceptions.AMQPError):
+                connection.add_callback_threadsafe(lambda: None)
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            command, future = self._commands.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(command())
+            except BaseException:
+                future.set_result(False)
+                raise
+
+    # --- the broker thread
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                self._session()
+            except Exception as error:
+                # Not only AMQPError: a connection that dies at the wrong moment ends in bare
+                # ValueErrors and failed assertions inside the library.
+                reason = why(error)
+            else:
+                reason = "closed"
+            self._after_session(reason)
+            if self._closing.is_set():
+                break
+            if time.monotonic() - began > _STEADY_SECONDS:
+                backoff.reset()
+            self._wait(backoff.next_seconds())
+        with self._lock:
+            self._ended = True
+        self._run_commands()
+
+    def _session(self) -> None:
+        """Connect, declare and serve until closed. Raises whatever ends the connection."""
+        connection = pika.BlockingConnection(self._parameters)
+        try:
+            self._declare_on(connection)
+            self._connection, self.connected = connection, True
+            self.generation += 1
+            log.info("broker_connected", consumer=self._name, broker=str(self._address))
+            while not self._closing.is_set():
+                self._run_commands()
+                self._tend_all()
+                connection.process_data_events(time_limit=_PUMP_SECONDS)
+        finally:
+            self._connection = None
+            if connection.is_open:
+                connection.close()
+
+    def _declare_on(self, connection: BlockingConnection) -> None:
+        channel = connection.channel()
+        try:
+            self._declare(channel)
+        finally:
+            if channel.is_open:
+                channel.close()
+
+    def _tend_all(self) -> bool:
+        connection = self._connection
+        if connection is None:
+            return False
+        for slot in self._slots:
+            slot.tend(connection, accepting=self._accepting)
+        return True
+
+    def _after_session(self, reason: str) -> None:
+        was_connected, self.connected = self.connected, False
+        held = sum([slot.forget() for slot in self._slots])
+        if was_connected:
+            self._last_session_at = time.monotonic()
+        if not self._closing.is_set():
+            event = "broker_lost" if was_connected else "broker_not_reached"
+            log.warning(
+                event, consumer=self._name, broker=str(self._address), reason=reason, held=held
+            )
+        self._run_commands()
+
+    def _wait(self, seconds: float) -> None:
+        """Let `seconds` pass, answering commands (all of them too late) meanwhile."""
+        until = time.monotonic() + seconds
+        while not self._closing.is_set():
+            self._awake.clear()
+            self._run_commands()
+            now = time.monotonic()
+            give_up_at = self._last_session_at + self._give_up_after
+            if now >= give_up_at and not self.gave_up:
+                self.gave_up = True
+                log.error("broker_given_up", consumer=self._name, seconds=self._give_up_after)
+                if self._on_give_up is not None:
+                    self._on_give_up()
+            if now >= until:
+                return
+            self._awake.wait(min(until, until if self.gave_up else give_up_at) - now)
