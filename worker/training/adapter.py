@@ -1,0 +1,61 @@
+"""The adapter: low-rank matrices beside the frozen UNet's linear layers, put on and taken off."""
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+
+from worker.contract.errors import ErrorCode, JobError
+from worker.contract.parameters import TrainingParameters
+from worker.training.sampler import derived_seed
+
+#: PEFT's name of the one adapter.
+ADAPTER = "default"
+
+
+def add_adapter(
+    unet: UNet2DConditionModel, parameters: TrainingParameters, seed: int
+) -> dict[str, torch.nn.Parameter]:
+    """Put a fresh adapter on `unet`; returns its weights by name, fp32, in a fixed order.
+
+    A half-precision base would get half-precision adapters: fp16 ones cannot be unscaled and bf16
+    ones lose small updates. So they are cast before any optimizer sees them.
+
+    Raises:
+        JobError: `INVALID_JOB`, a target module is not in this model.
+    """
+    modules = [name for name, _ in unet.named_modules()]
+    missing = [
+        target
+        for target in parameters.target_modules
+        if not any(name == target or name.endswith("." + target) for name in modules)
+    ]
+    if missing:
+        raise JobError(
+            ErrorCode.INVALID_JOB,
+            f"parameters.target_modules: {', '.join(missing)} names no layer of this base model; "
+            "use attn, attn-mlp, or names such as to_q.",
+        )
+    torch.manual_seed(derived_seed(seed, "adapter"))
+    unet.add_adapter(
+        LoraConfig(
+            r=parameters.rank,
+            lora_alpha=parameters.lora_alpha,
+            lora_dropout=parameters.lora_dropout,
+            target_modules=list(parameters.target_modules),
+            init_lora_weights="gaussian",
+        ),
+        adapter_name=ADAPTER,
+    )
+    trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    for parameter in trainable.values():
+        parameter.data = parameter.data.to(torch.float32)
+    return trainable
+
+
+def remove_adapter(unet: UNet2DConditionModel) -> None:
+    """Take the adapter off, so that the module tree is as before it was put on."""
+    unet.disable_gradient_checkpointing()
+    if getattr(unet, "peft_config", None):
+        unet.unload_lora()
+    unet.requires_grad_(requires_grad=False)
+    unet.eval()

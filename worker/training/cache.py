@@ -1,0 +1,106 @@
+"""Pictures and captions, encoded once, kept on the device, keyed by picture and never by step."""
+
+from dataclasses import dataclass
+
+import torch
+
+from worker.contract.errors import ErrorCode, JobError
+from worker.training.base_model import LoadedBaseModel
+from worker.training.images import Picture
+from worker.training.sampler import Draw
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the loop trains on.
+
+    Attributes:
+        mean, std: the VAE's posterior, unscaled, `[N, V, 4, R/8, R/8]`; V is 2 with mirrored
+            pictures, else 1.
+        scaling_factor: applied once, where a latent is taken.
+        embeddings: `[C + 1, 77, D]`; the last one is the empty prompt's.
+        captions: index of each picture's embedding.
+        sha256: of each picture's file.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    scaling_factor: float
+    embeddings: torch.Tensor
+    captions: tuple[int, ...]
+    sha256: tuple[str, ...]
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """`[4, R/8, R/8]`."""
+        return self.mean.shape[2:]
+
+    def latents(self, pictures: list[int], draws: list[Draw]) -> torch.Tensor:
+        """Sample latents `[B, 4, R/8, R/8]` anew from the cached posterior."""
+        variants = [int(draw.flipped) for draw in draws]
+        epsilon = torch.stack([draw.latent for draw in draws]).to(self.mean.device)
+        mean, std = self.mean[pictures, variants], self.std[pictures, variants]
+        return (mean + std * epsilon) * self.scaling_factor
+
+    def mean_latent(self, picture: int) -> torch.Tensor:
+        """The posterior's mean of one picture as it is, `[4, R/8, R/8]`."""
+        return self.mean[picture, 0] * self.scaling_factor
+
+    def prompts(self, pictures: list[int], draws: list[Draw]) -> torch.Tensor:
+        """The embeddings of the pictures' captions, `[B, 77, D]`."""
+        empty = len(self.embeddings) - 1
+        chosen = [
+            empty if draw.caption_dropped else self.captions[picture]
+            for picture, draw in zip(pictures, draws, strict=True)
+        ]
+        return self.embeddings[chosen]
+
+
+@torch.no_grad()
+def encode(model: LoadedBaseModel, pictures: list[Picture], *, mirrored: bool) -> Dataset:
+    """Encode every picture and every distinct caption once.
+
+    Raises:
+        JobError: `INVALID_IMAGE`, the encoder gave no finite numbers for a picture.
+    """
+    captions = list(dict.fromkeys(picture.file.caption for picture in pictures))
+    posteriors = [_posterior(model, picture, mirrored=mirrored) for picture in pictures]
+    return Dataset(
+        mean=torch.stack([mean for mean, _ in posteriors]),
+        std=torch.stack([std for _, std in posteriors]),
+        scaling_factor=float(model.vae.config.scaling_factor),
+        embeddings=torch.cat([_embedding(model, caption) for caption in [*captions, ""]]),
+        captions=tuple(captions.index(picture.file.caption) for picture in pictures),
+        sha256=tuple(picture.sha256 for picture in pictures),
+    )
+
+
+def _posterior(
+    model: LoadedBaseModel, picture: Picture, *, mirrored: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = picture.pixels.to(model.arithmetic.device)
+    variants = [pixels, pixels.flip(-1)] if mirrored else [pixels]
+    means, stds = [], []
+    for variant in variants:
+        posterior = model.vae.encode(variant[None]).latent_dist
+        if not (posterior.mean.isfinite().all() and posterior.std.isfinite().all()):
+            raise JobError(
+                ErrorCode.INVALID_IMAGE,
+                f"The picture {picture.file.source} could not be encoded to finite numbers; "
+                "leave it out.",
+            )
+        means.append(posterior.mean[0])
+        stds.append(posterior.std[0])
+    return torch.stack(means), torch.stack(stds)
+
+
+def _embedding(model: LoadedBaseModel, caption: str) -> torch.Tensor:
+    tokens = model.tokenizer(
+        caption,
+        max_length=model.tokenizer.model_max_length,
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    )
+    hidden: torch.Tensor = model.text_encoder(tokens.input_ids.to(model.arithmetic.device))[0]
+    return hidden

@@ -1,0 +1,124 @@
+"""Everything that a resume needs, in one file that is either whole or not there."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from worker.contract.parameters import TrainingParameters
+from worker.training.loop import Trainee
+
+_HEADER = "lora_worker"
+
+
+class CheckpointUnusable(Exception):  # noqa: N818 - a finding, not a malfunction
+    """The file does not fit this job; the text says why."""
+
+
+def fingerprint(
+    parameters: TrainingParameters,
+    seed: int,
+    pictures: tuple[str, ...],
+    captions: tuple[str, ...],
+    base_model: str,
+) -> str:
+    """Digest of what a checkpoint belongs to: data, parameters, seed and base model."""
+    content = json.dumps(
+        [parameters.model_dump(mode="json"), seed, pictures, captions, base_model], sort_keys=True
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def environment(device: str) -> dict[str, str]:
+    """What results depend on bit by bit: device and versions."""
+    return {"device": device, "torch": torch.__version__, "machine": platform.machine()}
+
+
+def save_checkpoint(
+    trainee: Trainee, folder: Path, *, belongs_to: str, made_in: Mapping[str, str]
+) -> Path:
+    """Write the state after `trainee.step` steps; older files in `folder` go last.
+
+    A temporary file is flushed to the disk and renamed, so that a crash leaves the old one whole.
+    """
+    tensors = {f"adapter.{name}": weight.detach() for name, weight in trainee.weights.items()}
+    state = trainee.optimizer.state_dict()["state"]
+    for index, moments in state.items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    tensors["losses"] = trainee.losses
+    header = {
+        "step": trainee.step,
+        "belongs_to": belongs_to,
+        "made_in": dict(made_in),
+        "scheduler": trainee.scheduler.state_dict(),
+        "scaler": trainee.accelerator.scaler.state_dict() if trainee.accelerator.scaler else None,
+    }
+    path = folder / f"step-{trainee.step:08d}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    body = safetensors.torch.save(
+        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
+        metadata={_HEADER: json.dumps(header)},
+    )
+    with temporary.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _flush_folder(folder)
+    for old in folder.glob("step-*.safetensors"):
+        if old != path:
+            old.unlink()
+    return path
+
+
+def load_checkpoint(
+    trainee: Trainee, path: Path, *, belongs_to: str, made_in: Mapping[str, str]
+) -> bool:
+    """Put the state of `path` into `trainee`. Returns whether it will end bit-identical.
+
+    Raises:
+        CheckpointUnusable: the file is damaged, or of another job; `trainee` is as before.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise CheckpointUnusable(f"the file cannot be read ({type(error).__name__})") from error
+    if header["belongs_to"] != belongs_to:
+        raise CheckpointUnusable("it was made with other pictures or parameters")
+    with torch.no_grad():
+        for name, weight in trainee.weights.items():
+            weight.copy_(tensors[f"adapter.{name}"])
+    optimizer = trainee.optimizer.state_dict()
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    trainee.optimizer.load_state_dict({**optimizer, "state": state})
+    trainee.scheduler.load_state_dict(header["scheduler"])
+    if header["scaler"] and trainee.accelerator.scaler:
+        trainee.accelerator.scaler.load_state_dict(header["scaler"])
+    # The schedule's own rate, which building it anew has set to that of step 0.
+    for group, rate in zip(
+        trainee.optimizer.param_groups, trainee.scheduler.get_last_lr(), strict=True
+    ):
+        group["lr"] = rate
+    trainee.losses.copy_(tensors["losses"])
+    trainee.step = int(header["step"])
+    return bool(header["made_in"] == dict(made_in))
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

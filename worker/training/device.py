@@ -1,0 +1,72 @@
+"""What does this machine train on, and in which precision? Decided once a job, and said."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from worker.contract.pipe import MemoryReport
+
+Precision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a job is computed.
+
+    Attributes:
+        device: where. precision: what Accelerate autocasts to.
+        base_dtype: dtype of the frozen UNet; the adapter is always fp32.
+        reason: why the precision is not the one that was asked for; empty if it is.
+    """
+
+    device: torch.device
+    precision: Precision
+    base_dtype: torch.dtype
+    reason: str = ""
+
+
+def this_device() -> torch.device:
+    """The first visible GPU, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
+    """The arithmetic of a job on `device`.
+
+    A CPU has no gradient scaler and no fast fp16: fp16 becomes fp32 there, and bf16 stays an
+    autocast over an fp32 base.
+    """
+    if device.type == "cpu":
+        if requested == "fp16":
+            reason = "a CPU has no fp16 training; fp32 is used"
+            return Arithmetic(device, "no", torch.float32, reason)
+        return Arithmetic(device, requested, torch.float32)
+    if requested == "bf16" and not torch.cuda.is_bf16_supported():
+        reason = "this GPU has no bf16; fp16 is used"
+        return Arithmetic(device, "fp16", torch.float16, reason)
+    dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return Arithmetic(device, requested, dtypes[requested])
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or `CPU`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def device_memory_bytes(device: torch.device) -> int:
+    """The GPU's memory in bytes; 0 for a CPU."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def memory_report(device: torch.device) -> MemoryReport:
+    """The GPU's memory now, in bytes; zeros on a CPU."""
+    if device.type != "cuda":
+        return MemoryReport()
+    return MemoryReport(
+        allocated=torch.cuda.memory_allocated(device),
+        reserved=torch.cuda.memory_reserved(device),
+        peak=torch.cuda.max_memory_allocated(device),
+    )

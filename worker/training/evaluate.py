@@ -1,0 +1,46 @@
+"""Has it learned? The loss at fixed timesteps with fixed noise, which repeats bit for bit.
+
+The training loss cannot say it: its noise exceeds its fall.
+"""
+
+import torch
+
+from worker.training.loop import Lesson, Trainee, predict
+from worker.training.objective import sample_losses
+
+#: Timesteps that each picture is looked at with, spread evenly over the schedule.
+TIMESTEPS = 8
+
+#: Pictures that are looked at, the first ones.
+MAX_PICTURES = 8
+
+
+@torch.no_grad()
+def fixed_loss(trainee: Trainee, lesson: Lesson) -> float:
+    """Mean loss over stratified timesteps, noise seeded by picture, dropout off."""
+    training = trainee.unet.training
+    trainee.unet.eval()
+    try:
+        losses = [
+            _picture_loss(trainee, lesson, picture)
+            for picture in range(min(MAX_PICTURES, len(lesson.dataset.sha256)))
+        ]
+    finally:
+        trainee.unet.train(training)
+    return float(torch.stack(losses).mean())
+
+
+def _picture_loss(trainee: Trainee, lesson: Lesson, picture: int) -> torch.Tensor:
+    data, schedule = lesson.dataset, lesson.schedule
+    device = data.mean.device
+    seed = int(data.sha256[picture][:15], 16)
+    source = torch.Generator().manual_seed(seed)
+    noise = torch.randn((TIMESTEPS, *data.latent_shape), generator=source).to(device)
+    width = len(schedule) / TIMESTEPS
+    timesteps = torch.tensor([int((i + 0.5) * width) for i in range(TIMESTEPS)], device=device)
+    latents = data.mean_latent(picture).expand(TIMESTEPS, *data.latent_shape)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    prompts = data.embeddings[[data.captions[picture]] * TIMESTEPS]
+    prediction = predict(trainee, noisy, timesteps, prompts)
+    target = schedule.target(lesson.prediction_type, latents, noise, timesteps)
+    return sample_losses(prediction, target, None).mean()

@@ -1,0 +1,155 @@
+"""The trainer process: jobs in on stdin, events out on the pipe, one JSON object a line."""
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from worker.contract.errors import ErrorCode, JobError
+from worker.contract.pipe import (
+    EXIT_CHECKPOINTED,
+    Event,
+    FailedEvent,
+    LogEvent,
+    ReadyEvent,
+    StopCommand,
+    TrainCommand,
+    parse_command,
+)
+from worker.training.base_model import BaseModelShelf
+from worker.training.device import device_memory_bytes, device_name, this_device
+from worker.training.job import run_job, versions
+from worker.training.loop import StopReason
+
+#: Linux's prctl option: a signal when the parent's thread ends.
+_PR_SET_PDEATHSIG = 1
+
+
+class Service:
+    """Reads commands on a thread of its own, trains on the main one."""
+
+    def __init__(self, commands: BinaryIO, events: BinaryIO) -> None:
+        self._commands, self._events = commands, events
+        self._jobs: queue.SimpleQueue[TrainCommand | None] = queue.SimpleQueue()
+        self._stop: StopReason | None = None
+        self._busy = False
+        self._terminated = False
+        self._write_lock = threading.Lock()
+
+    def run(self) -> int:
+        """Serve until the input ends; returns the exit status."""
+        device = this_device()
+        self._say(
+            ReadyEvent(
+                pid=os.getpid(),
+                device=device.type,
+                device_name=device_name(device),
+                device_memory_bytes=device_memory_bytes(device),
+                versions=versions(),
+            )
+        )
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        shelf = BaseModelShelf()
+        while (command := self._jobs.get()) is not None:
+            self._say(self._train(command, shelf))
+            self._busy, self._stop = False, None
+            if self._terminated:
+                return EXIT_CHECKPOINTED
+        return EXIT_CHECKPOINTED if self._terminated else 0
+
+    def terminate(self, _number: int, _frame: FrameType | None) -> None:
+        """SIGTERM: finish the step, leave a checkpoint, end."""
+        self._terminated, self._stop = True, "drain"
+        if not self._busy:
+            self._jobs.put(None)
+
+    def _train(self, command: TrainCommand, shelf: BaseModelShelf) -> Event:
+        shelf.allow_hub = command.allow_hub
+        try:
+            return run_job(
+                command,
+                shelf,
+                this_device(),
+                report=self._say,
+                should_stop=lambda: self._stop,
+            )
+        except JobError as error:
+            return FailedEvent(
+                code=error.code,
+                message=error.message,
+                transient=error.transient,
+                detail=traceback.format_exc() if error.__cause__ else "",
+            )
+        except Exception as error:
+            return FailedEvent(
+                code=ErrorCode.TRAINING_FAILED,
+                message=f"The training failed unexpectedly ({type(error).__name__}); the operator "
+                "finds the details in the worker's log.",
+                detail=traceback.format_exc(),
+            )
+
+    def _listen(self) -> None:
+        for line in self._commands:
+            try:
+                command = parse_command(line)
+            except ValidationError as error:
+                problem = {
+                    "problems": error.error_count(),
+                    "line": line[:200].decode("utf-8", "replace"),
+                }
+                self._say(LogEvent(level="error", event="command_not_understood", fields=problem))
+                continue
+            if isinstance(command, StopCommand):
+                if self._busy:
+                    self._stop = command.reason
+            elif self._busy:
+                fields = {"job_id": command.job_id}
+                self._say(LogEvent(level="error", event="command_while_busy", fields=fields))
+            else:
+                self._busy = True
+                self._jobs.put(command)
+        # The supervisor is gone or done with us. Nobody would hear of a running job's end.
+        if self._busy:
+            os._exit(EXIT_CHECKPOINTED)
+        self._jobs.put(None)
+
+    def _say(self, event: Event) -> None:
+        with self._write_lock:
+            self._events.write(event.line())
+            self._events.flush()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with the thread that started it."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent or parent == 1:
+        sys.exit("the supervisor ended before its trainer began")
+
+
+def private_event_pipe() -> BinaryIO:
+    """Our stdout for events alone; whatever libraries print goes to stderr from now on."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return events
+
+
+def main() -> int:
+    """Serve the process that started us."""
+    die_with_parent()
+    service = Service(sys.stdin.buffer, private_event_pipe())
+    signal.signal(signal.SIGTERM, service.terminate)
+    # A terminal's Ctrl-C is for the supervisor, which tells us what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return service.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
