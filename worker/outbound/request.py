@@ -27,8 +27,8 @@ class RequestFailed(Exception):  # noqa: N818 - a finding about the other side
 class Answer:
     """An answer whose status line and headers are here, and whose body may be read."""
 
-    def __init__(self, response: requests.Response) -> None:
-        self._response = response
+    def __init__(self, response: requests.Response, deadline: "_Deadline") -> None:
+        self._response, self._deadline = response, deadline
         self.status = response.status_code
         #: Names are looked up in any case.
         self.headers: Mapping[str, str] = response.headers
@@ -40,6 +40,7 @@ class Answer:
                 yield chunk
         except (urllib3.exceptions.HTTPError, OSError):
             raise RequestFailed("the answer broke off") from None
+        self._deadline.check()
 
 
 @contextmanager
@@ -81,7 +82,8 @@ def request(
                 timeout=(min(connect_timeout_seconds, deadline_seconds), deadline_seconds),
             )
             with response:
-                yield Answer(response)
+                deadline.check()
+                yield Answer(response, deadline)
     except (requests.RequestException, urllib3.exceptions.HTTPError, RequestFailed) as error:
         raise RequestFailed(_reason(error, deadline)) from None
 
@@ -100,6 +102,15 @@ class _Deadline:
     @property
     def expired(self) -> bool:
         return time.monotonic() >= self._ends
+
+    def check(self) -> None:
+        """Raise if the time is over.
+
+        To a parser a connection that was shut looks like the end of the headers, or of a body of
+        unknown length: what it made of it is not an answer.
+        """
+        if self.expired:
+            raise RequestFailed("the time is over")
 
     def watch(self, connected: socket.socket) -> None:
         # A second handle on the same connection: TLS takes the first one over, and either

@@ -309,9 +309,10 @@ def _regular_file(path: str) -> Iterator[Iterator[bytes]]:
         raise _Unfetched("does not exist") from None
     except (OSError, ValueError):
         raise _Unfetched("cannot be read") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise _Unfetched("is not a plain file")
     with os.fdopen(number, "rb") as file:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise _Unfetched("is not a plain file")
         yield iter(lambda: file.read(CHUNK_BYTES), b"")
 
 

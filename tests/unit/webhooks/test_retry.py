@@ -1,0 +1,43 @@
+"""The retry ladder as a table."""
+
+import pytest
+
+from worker.webhooks.retry import RUNGS_SECONDS, SCHEDULE_SECONDS, next_delay
+
+
+@pytest.mark.parametrize(
+    ("attempt", "retry_after", "delay"),
+    [
+        (1, None, 30),
+        (2, None, 120),
+        (3, None, 600),
+        (4, None, 3600),
+        (5, None, 21600),
+        (6, None, 21600),
+        (16, None, 21600),
+        (17, None, None),
+        (1000, None, None),
+        (1, 1, 30),
+        (1, 30, 30),
+        (1, 31, 120),
+        (1, 3000, 3600),
+        (4, 5, 3600),
+        (1, 10**9, 21600),
+        (17, 5, None),
+        (1, 0, 30),
+    ],
+)
+def test_the_wait_after_a_failed_try(
+    attempt: int, retry_after: float | None, delay: float | None
+) -> None:
+    assert next_delay(attempt, retry_after) == delay
+
+
+def test_a_receiver_has_about_three_days() -> None:
+    assert 2.9 < sum(SCHEDULE_SECONDS) / 86_400 < 3.1
+
+
+def test_every_wait_is_a_rung() -> None:
+    assert {next_delay(n, r) for n in range(1, 17) for r in (None, 7.5, 100, 99999)} <= set(
+        RUNGS_SECONDS
+    )
