@@ -27,7 +27,7 @@ from worker.jobs.supervisor import Supervisor
 from worker.observability.logging import configure_logging
 from worker.observability.progress_bar import ProgressBar
 from worker.settings import EXIT_SETTINGS, Settings, SettingsError, load_settings
-from worker.storage.s3 import S3ObjectStore, S3Options
+from worker.storage.s3 import S3Store
 from worker.storage.store import StorageError
 
 #: The job, its data or its parameters are not valid (sysexits' EX_DATAERR).
@@ -252,7 +252,7 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 
 def _wait_for(job_id: str, settings: Settings) -> Result:
-    store = S3ObjectStore(S3Options(endpoint_url=settings.s3_endpoint_url))
+    store = S3Store(endpoint_url=settings.s3_endpoint_url)
     record = JobRecord(store, settings.s3_bucket, job_id)
     while True:
         try:

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from worker.demo.pictures import draw_pictures
 from worker.demo.rabbitmq_node import RabbitMQNode
-from worker.demo.receiver import Receiver, Request
+from worker.demo.receiver import Received, Receiver
 from worker.demo.s3_server import S3Server
 from worker.demo.tiny_base_model import make_base_model
 
@@ -70,7 +70,7 @@ def run_demo(output: Path) -> int:
 
         parts.enter_context(_worker(environment, output / "worker.log"))
         job_id = str(uuid.uuid4())
-        _publish(broker_url, job_id, urls, receiver.base_url)
+        _publish(broker_url, job_id, urls, receiver.url)
         console.print(f"published job {job_id}; the worker's log is {output / 'worker.log'}")
         journal = _follow(receiver, job_id, console)
 
@@ -100,13 +100,11 @@ def run_demo(output: Path) -> int:
     return 0
 
 
-def journal_problems(journal: list[Request]) -> list[str]:
+def journal_problems(journal: list[Received]) -> list[str]:
     """What a receiver may complain about: order, gaps, more than one end."""
     events = [entry.event for entry in journal]
     percents = [
-        entry.json["progress"]["progress_percent"]
-        for entry in journal
-        if entry.event == "progress"
+        entry.json["progress"]["progress_percent"] for entry in journal if entry.event == "progress"
     ]
     problems = []
     if [event for event in events if event != "progress"] != events[-1:]:
@@ -239,7 +237,7 @@ def _publish(broker_url: str, job_id: str, urls: list[str], webhook_base: str) -
     connection.close()
 
 
-def _follow(receiver: Receiver, job_id: str, console: Console) -> list[Request]:
+def _follow(receiver: Receiver, job_id: str, console: Console) -> list[Received]:
     """Show what the receiver hears until the job has ended; its journal of this job."""
     columns = (
         TextColumn("{task.description:<12}"),
@@ -251,7 +249,7 @@ def _follow(receiver: Receiver, job_id: str, console: Console) -> list[Request]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("queued", total=100, figures="")
         while time.monotonic() < deadline:
-            journal = [e for e in receiver.requests if e.json and e.json.get("job_id") == job_id]
+            journal = [e for e in receiver.journal if e.json and e.json.get("job_id") == job_id]
             for entry in journal[-1:]:
                 if entry.event != "progress":
                     return journal
@@ -268,7 +266,7 @@ def _follow(receiver: Receiver, job_id: str, console: Console) -> list[Request]:
     raise TimeoutError(f"the job did not end within {LIMIT_SECONDS:.0f} s; see the worker's log")
 
 
-def _print_journal(journal: list[Request], console: Console) -> None:
+def _print_journal(journal: list[Received], console: Console) -> None:
     console.print("what the receiver got:")
     for entry in journal:
         body = entry.json

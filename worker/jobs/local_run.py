@@ -15,8 +15,8 @@ from worker.jobs.stages import Claimed, Interrupted, StageRunner
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
 from worker.settings import Settings
 from worker.storage.images import ImageFetcher
-from worker.storage.local import LocalObjectStore
-from worker.storage.s3 import S3ObjectStore, S3Options
+from worker.storage.local import LocalStore
+from worker.storage.s3 import S3Store
 
 #: Picture files that `train --images DIR` takes.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -57,7 +57,7 @@ def train_locally(
             [("parameters.base_model", f"{name!r} is not in the catalogue; it has {known}")]
         )
     output.mkdir(parents=True, exist_ok=True)
-    store = LocalObjectStore(output / _STATE_FOLDER, buckets=[_BUCKET])
+    store = LocalStore(output / _STATE_FOLDER, buckets=[_BUCKET])
     record = JobRecord(store, _BUCKET, job.job_id)
     gpus = visible_gpus(settings.cuda_visible_devices)
     slot = TrainerSlot(
@@ -70,7 +70,7 @@ def train_locally(
     stages = StageRunner(
         store=store,
         fetcher=ImageFetcher(
-            s3=S3ObjectStore(S3Options(endpoint_url=settings.s3_endpoint_url)),
+            s3=S3Store(endpoint_url=settings.s3_endpoint_url),
             gs_as_s3=settings.s3_endpoint_url is not None,
             https_hosts=settings.image_allowed_hosts,
             allow_files=True,

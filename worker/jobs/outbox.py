@@ -120,7 +120,7 @@ class OutboxSender:
 
     def _send(self, base: str, event: EventName, body: str, key: str) -> Answer:
         method, path = ENDPOINTS[event]
-        answer = self._client.send(method, base, path, body.encode(), key, time.time())
+        answer = self._client.send(method, base, path, body.encode(), key)
         level = log.info if answer.kind == "delivered" else log.warning
         level(
             "webhook_sent",

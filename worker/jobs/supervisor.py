@@ -30,7 +30,7 @@ from worker.jobs.stages import StageRunner
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
 from worker.settings import Settings, SettingsError
 from worker.storage.images import ImageFetcher
-from worker.storage.s3 import S3ObjectStore, S3Options
+from worker.storage.s3 import S3Store
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
 from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
 from worker.webhooks.client import WebhookClient
@@ -68,17 +68,12 @@ class Supervisor:
             settings.webhook_allowed_hosts, require_https=settings.environment == "production"
         )
         _check_webhook_base(settings, self._allow_list)
-        self._store = S3ObjectStore(
-            S3Options(
-                endpoint_url=settings.s3_endpoint_url,
-                read_timeout_seconds=settings.s3_timeout_seconds,
-                download_deadline_seconds=settings.download_timeout_seconds,
-            )
+        self._store = S3Store(
+            endpoint_url=settings.s3_endpoint_url, timeout_seconds=settings.s3_timeout_seconds
         )
         self._client = WebhookClient(
             _secret(settings.internal_api_token),
             allow_list=self._allow_list,
-            version=__version__,
             signing_secret=_secret(settings.webhook_signing_secret),
             total_deadline_seconds=settings.webhook_timeout_seconds,
         )
@@ -300,7 +295,7 @@ class Supervisor:
     def _send_progress(self, base: str, body: ProgressBody, sequence: int) -> bool:
         method, path = ENDPOINTS["progress"]
         key = idempotency_key(body.job_id, "progress", sequence)
-        answer = self._client.send(method, base, path, body.body(), key, time.time())
+        answer = self._client.send(method, base, path, body.body(), key)
         if answer.kind != "delivered":
             log.warning("progress_not_delivered", status=answer.status, reason=answer.reason)
         return answer.kind != "gone"

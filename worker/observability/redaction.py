@@ -12,6 +12,9 @@ REDACTED = "[redacted]"
 #: Shorter values are not looked for, characters: they would turn up in ordinary words.
 SHORTEST_SECRET = 4
 
+#: Times that a value in a line may have been escaped, one inside of the other.
+ESCAPES = 3
+
 # No @ is needed in the text for this to be quick: the user name may not hold a slash or a colon.
 _USERINFO = re.compile(r"(?<=://)[^/\s:@\"']*:[^/\s\"']*@")
 
@@ -35,15 +38,27 @@ class Redactor:
 
 
 def _spellings(secret: str) -> set[str]:
-    """How a secret may be spelled in a log line: escaped for JSON, Python or an address."""
-    return {
+    """How a secret may be spelled in a log line: encoded, then escaped up to three times over.
+
+    A line of JSON that quotes a body of JSON that quotes a dict of Python is three times. A plain
+    token has one spelling however often it is escaped.
+    """
+    spelled = {
         secret,
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
-        repr(secret)[1:-1],
-        json.dumps(repr(secret)[1:-1])[1:-1],
         quote(secret, safe=""),
         quote(secret),
         quote_plus(secret),
-        base64.b64encode(secret.encode()).decode().rstrip("="),
+        base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode().rstrip("="),
     }
+    for _ in range(ESCAPES):
+        spelled |= {escaped for text in spelled for escaped in _escaped(text)}
+    return spelled
+
+
+def _escaped(text: str) -> tuple[str, ...]:
+    return (
+        json.dumps(text)[1:-1],
+        json.dumps(text, ensure_ascii=False)[1:-1],
+        repr(text)[1:-1],
+        repr(text.encode("utf-8", "surrogateescape"))[2:-1],
+    )

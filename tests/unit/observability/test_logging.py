@@ -1,0 +1,227 @@
+"""Log lines say what happened, to which job, and never a secret."""
+
+import base64
+import json
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import structlog
+
+from worker.observability.logging import configure_logging, job_context
+
+#: With characters that JSON, Python and addresses each escape in their own way.
+SECRET = 'p"a\\s/s wörd+&%'
+TOKEN = "very-secret-token"
+
+
+class Lines:
+    """What has been written to stderr."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys, self._text = capsys, ""
+
+    @property
+    def text(self) -> str:
+        self._text += self._capsys.readouterr().err
+        return self._text
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
+    root = logging.getLogger()
+    kept = (root.handlers[:], root.level, sys.excepthook, threading.excepthook)
+    config = structlog.get_config()
+    yield Lines(capsys)
+    root.handlers[:], sys.excepthook, threading.excepthook = kept[0], kept[2], kept[3]
+    root.setLevel(kept[1])
+    logging.captureWarnings(False)
+    structlog.configure(**config)
+    structlog.contextvars.clear_contextvars()
+
+
+def log_every_way() -> None:
+    """Put both secrets wherever a careless line might have them."""
+    log = structlog.get_logger()
+    log.info("plain", token=TOKEN, password=SECRET)
+    log.info(f"in_the_event {TOKEN} {SECRET}")
+    log.info("nested", deep={"list": [{"headers": {"Authorization": f"Bearer {TOKEN}"}}, SECRET]})
+    log.info("as_key", deep={TOKEN: {SECRET: 1}})
+    log.info("as_bytes", body=f"{TOKEN} {SECRET}".encode(), text=repr(SECRET))
+    log.info("escaped", body=json.dumps({"password": SECRET}), again=json.dumps(json.dumps(SECRET)))
+    log.info("object", value=ValueError(f"{TOKEN} {SECRET}"))
+    log.info("address", url=f"amqp://guest:{quote(SECRET, safe='')}@broker:5672/%2F")
+    log.info("unknown_password", url="amqps://somebody:not-known-before@broker/vhost?x=1")
+    log.info("basic", header=base64.b64encode(TOKEN.encode()).decode())
+    with job_context("job-" + TOKEN, 10):
+        log.info("in_the_context")
+    try:
+        raise_with_locals()
+    except RuntimeError:
+        log.exception("failed", url=f"https://x/?token={TOKEN}")
+    logging.getLogger("pika").error("closed: %s", SECRET, exc_info=False)
+    logging.getLogger("urllib3").warning("retrying %r", {"Authorization": TOKEN})
+
+
+def raise_with_locals() -> None:
+    local_that_nobody_logged = "value-of-a-local"
+    try:
+        raise KeyError(SECRET)
+    except KeyError as error:
+        raise RuntimeError(f"{TOKEN}, {len(local_that_nobody_logged)}") from error
+
+
+@pytest.mark.parametrize("renderer", ["json", "console"])
+def test_no_secret_appears_anywhere(lines: Lines, renderer: Any) -> None:
+    configure_logging("DEBUG", renderer, [SECRET, TOKEN])
+    log_every_way()
+    text = lines.text
+    spelled = {
+        TOKEN,
+        base64.b64encode(TOKEN.encode()).decode().rstrip("="),
+        SECRET,
+        json.dumps(SECRET)[1:-1],
+        json.dumps(SECRET, ensure_ascii=False)[1:-1],
+        quote(SECRET, safe=""),
+        "a\\\\s/s w",
+        "not-known-before",
+        "value-of-a-local",
+    }
+    assert [spelling for spelling in spelled if spelling in text] == []
+    assert text.count("[redacted]") >= 20
+    for event in ("plain", "nested", "as_key", "as_bytes", "failed", "retrying"):
+        assert event in text
+
+
+def test_every_json_line_stays_json(lines: Lines) -> None:
+    configure_logging("DEBUG", "json", [SECRET, TOKEN])
+    log_every_way()
+    assert len(lines.rows) == 14
+    assert all({"event", "level", "timestamp"} <= row.keys() for row in lines.rows)
+
+
+def test_a_line_has_its_fields_and_its_job(lines: Lines) -> None:
+    configure_logging("INFO", "json")
+    with job_context("job-1", 10):
+        structlog.get_logger().info("stage_ended", stage="caching", seconds=1.5)
+    structlog.get_logger().debug("not_written")
+    structlog.get_logger().warning("afterwards")
+    first, second = lines.rows
+    timestamp = first.pop("timestamp")
+    assert timestamp.endswith("Z")
+    assert "T" in timestamp
+    assert first == {
+        "event": "stage_ended",
+        "level": "info",
+        "stage": "caching",
+        "seconds": 1.5,
+        "job_id": "job-1",
+        "style_id": 10,
+    }
+    assert "job_id" not in second
+
+
+def test_a_job_is_bound_to_its_thread_alone(lines: Lines) -> None:
+    configure_logging("INFO", "json")
+    bound, both = threading.Event(), threading.Event()
+
+    def other() -> None:
+        bound.wait(30)
+        structlog.get_logger().info("other")
+        both.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with job_context("job-1", 10):
+        bound.set()
+        both.wait(30)
+        structlog.get_logger().info("mine")
+    thread.join()
+    assert [(row["event"], row.get("job_id")) for row in lines.rows] == [
+        ("other", None),
+        ("mine", "job-1"),
+    ]
+
+
+def test_libraries_speak_from_warning_on_and_are_named(lines: Lines) -> None:
+    configure_logging("DEBUG", "json")
+    for name in ("pika", "urllib3.connectionpool", "botocore"):
+        logging.getLogger(name).info("chatter")
+        logging.getLogger(name).warning("trouble with %s", "it")
+    warnings.warn("old habit", UserWarning, stacklevel=1)
+    assert [(row["logger"], row["level"]) for row in lines.rows] == [
+        ("pika", "warning"),
+        ("urllib3.connectionpool", "warning"),
+        ("botocore", "warning"),
+        ("py.warnings", "warning"),
+    ]
+    assert lines.rows[0]["event"] == "trouble with it"
+
+
+def test_an_uncaught_exception_is_a_redacted_line(lines: Lines) -> None:
+    configure_logging("INFO", "json", [TOKEN])
+
+    def fail() -> None:
+        raise RuntimeError(TOKEN)
+
+    thread = threading.Thread(target=fail, name="events")
+    thread.start()
+    thread.join()
+    try:
+        fail()
+    except RuntimeError:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    assert TOKEN not in lines.text
+    assert [row["event"] for row in lines.rows] == ["uncaught_exception"] * 2
+    assert lines.rows[0]["thread"] == "events"
+    assert "RuntimeError: [redacted]" in lines.rows[1]["exception"]
+
+
+def test_a_line_that_cannot_be_written_leaks_nothing(lines: Lines) -> None:
+    logging.getLogger().handlers.clear()  # pytest's own would raise
+    configure_logging("INFO", "json", [TOKEN])
+    logging.getLogger("pika").error("%d connections", TOKEN)
+    assert TOKEN not in lines.text
+    assert lines.rows[0]["event"] == "log_line_lost"
+
+
+def test_odd_values_do_not_lose_the_line(lines: Lines) -> None:
+    configure_logging("INFO", "json")
+    loop: dict[str, Any] = {}
+    loop["self"] = loop
+    structlog.get_logger().info("odd", loop=loop)
+    structlog.get_logger().info("odder", keys={(1, 2): 3}, lone="\udc80", thing=object())
+    assert [row["event"].strip("'") for row in lines.rows] == ["odd", "odder"]
+
+
+def test_many_threads_write_whole_lines(lines: Lines) -> None:
+    configure_logging("INFO", "json", [TOKEN])
+
+    def write(number: int) -> None:
+        for count in range(50):
+            structlog.get_logger().info("line", thread=number, count=count, token=TOKEN)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seen = {(row["thread"], row["count"]) for row in lines.rows}
+    assert len(seen) == len(lines.rows) == 400
+
+
+def test_configuring_again_does_not_double_the_lines(lines: Lines) -> None:
+    configure_logging("INFO", "console")
+    configure_logging("ERROR", "json")
+    structlog.get_logger().info("unwanted")
+    structlog.get_logger().error("once")
+    assert [row["event"] for row in lines.rows] == ["once"]
