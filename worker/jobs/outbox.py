@@ -12,7 +12,7 @@ from worker.broker.topology import Topology
 from worker.contract.events import ENDPOINTS, EventName, ProgressBody, idempotency_key
 from worker.jobs.record import JobRecord, Result
 from worker.webhooks.client import Answer, WebhookClient
-from worker.webhooks.retry import next_delay
+from worker.webhooks.retry import RetrySchedule
 
 log = structlog.get_logger()
 
@@ -81,9 +81,10 @@ class OutboxSender:
         publisher: Publisher,
         topology: Topology,
         record: Callable[[str], JobRecord],
+        schedule: RetrySchedule,
     ) -> None:
         self._client, self._publisher, self._topology = client, publisher, topology
-        self._record = record
+        self._record, self._schedule = record, schedule
 
     def handle(self, delivery: Delivery) -> None:
         """Send the event, then mark it delivered, move it to a later try, or to the dead.
@@ -111,7 +112,7 @@ class OutboxSender:
             if answer.kind == "delivered":
                 record.mark_delivered()
             elif answer.kind == "retry" and (
-                delay := next_delay(tries + 1, answer.retry_after_seconds)
+                delay := self._schedule.next_delay(tries + 1, answer.retry_after_seconds)
             ):
                 self._later(delivery, tries + 1, delay)
             else:

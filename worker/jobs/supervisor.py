@@ -34,6 +34,7 @@ from worker.storage.s3 import S3Store
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
 from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
 from worker.webhooks.client import WebhookClient
+from worker.webhooks.retry import RetrySchedule
 
 log = structlog.get_logger()
 
@@ -82,6 +83,8 @@ class Supervisor:
             queue_type=settings.rabbitmq_queue_type,
             parked_seconds=settings.parked_seconds,
             dead_max_messages=settings.dead_letter_max_messages,
+            job_retry_seconds=settings.job_retry_seconds,
+            events_retry_seconds=settings.webhook_retry_seconds,
         )
         self._address = BrokerAddress(
             settings.broker_url, heartbeat_seconds=settings.rabbitmq_heartbeat_seconds
@@ -263,7 +266,15 @@ class Supervisor:
         )
 
     def _event_slot(self, index: int) -> Slot:
-        sender = OutboxSender(self._client, self._publisher, self._topology, self._record)
+        sender = OutboxSender(
+            self._client,
+            self._publisher,
+            self._topology,
+            self._record,
+            RetrySchedule(
+                self._settings.webhook_retry_seconds, self._settings.webhook_retry_total_seconds
+            ),
+        )
 
         def handle(delivery: Delivery) -> None:
             try:

@@ -5,8 +5,9 @@ import threading
 import time
 
 import pytest
+import structlog
 
-from tests.integration.broker.conftest import Backend, eventually
+from tests.integration.broker.conftest import Backend
 from worker.broker.publisher import PublishFailed
 
 
@@ -123,9 +124,11 @@ def test_a_message_after_the_connection_was_closed_goes_through(
     backend, publisher = Backend(private_rabbitmq_url), publishers(private_rabbitmq_url)
     declare(backend, "q")
     publisher.publish("q", b"before", message_id=None, headers=None)
-    private_rabbitmq_node.ctl("close_all_connections", "test")
-    publisher.publish("q", b"after", message_id=None, headers=None)
-    eventually(lambda: backend.ready("q") == 2)
+    with structlog.testing.capture_logs() as logs:
+        private_rabbitmq_node.ctl("close_all_connections", "--global", "test")
+        publisher.publish("q", b"after", message_id=None, headers=None)
+    assert [log["event"] for log in logs] == ["broker_lost", "broker_connected"]
+    assert backend.drain("q") == [b"before", b"after"]
 
 
 def test_messages_are_not_lost_while_connections_are_cut(
@@ -146,10 +149,12 @@ def test_messages_are_not_lost_while_connections_are_cut(
 
     thread = threading.Thread(target=publish)
     thread.start()
-    for _ in range(3):
-        private_rabbitmq_node.ctl("close_all_connections", "test")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            private_rabbitmq_node.ctl("close_all_connections", "--global", "test")
     stop.set()
     thread.join()
+    assert sum(log["event"] == "broker_lost" for log in logs) >= 2
     assert len(confirmed) > 10
     assert set(confirmed) <= set(backend.drain("q"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.webhooks.retry import RUNGS_SECONDS, SCHEDULE_SECONDS, next_delay
+from worker.webhooks.retry import RUNGS_SECONDS, RetrySchedule
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,21 @@ from worker.webhooks.retry import RUNGS_SECONDS, SCHEDULE_SECONDS, next_delay
 def test_the_wait_after_a_failed_try(
     attempt: int, retry_after: float | None, delay: float | None
 ) -> None:
-    assert next_delay(attempt, retry_after) == delay
+    assert RetrySchedule().next_delay(attempt, retry_after) == delay
 
 
 def test_a_receiver_has_about_three_days() -> None:
-    assert 2.9 < sum(SCHEDULE_SECONDS) / 86_400 < 3.1
+    schedule = RetrySchedule()
+    waits = [schedule.next_delay(attempt) or 0 for attempt in range(1, schedule.tries + 1)]
+    assert 2.9 < sum(waits) / 86_400 < 3.1
 
 
 def test_every_wait_is_a_rung() -> None:
-    assert {next_delay(n, r) for n in range(1, 17) for r in (None, 7.5, 100, 99999)} <= set(
-        RUNGS_SECONDS
-    )
+    schedule = RetrySchedule()
+    waits = {schedule.next_delay(n, r) for n in range(1, 17) for r in (None, 7.5, 100, 99999)}
+    assert waits <= set(RUNGS_SECONDS)
+
+
+def test_an_operator_may_have_another_ladder() -> None:
+    schedule = RetrySchedule((1.0, 2.0), total_seconds=9.0)
+    assert [schedule.next_delay(attempt) for attempt in range(1, 7)] == [1, 2, 2, 2, 2, None]
