@@ -7,6 +7,7 @@ from urllib.parse import quote
 from pydantic import (
     AliasChoices,
     Field,
+    PositiveFloat,
     SecretStr,
     ValidationError,
     field_validator,
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 EXIT_SETTINGS = 64
 
 _CommaList = Annotated[tuple[str, ...], NoDecode]
+_Ladder = Annotated[tuple[PositiveFloat, ...], NoDecode, Field(min_length=1)]
 
 
 class SettingsError(Exception):
@@ -85,6 +87,11 @@ class Settings(BaseSettings):
         10_000, ge=1, description="Bound of the dead-letter queues, messages."
     )
 
+    job_retry_seconds: _Ladder = Field(
+        (30.0, 120.0, 600.0, 3600.0),
+        description="Waits before a job that failed for a passing reason is tried again, seconds.",
+    )
+
     # --- the store
     s3_bucket: str = Field(
         "stylelicense-models", min_length=3, max_length=63, description="Bucket of the results."
@@ -109,6 +116,13 @@ class Settings(BaseSettings):
     )
     webhook_timeout_seconds: float = Field(
         15, gt=0, le=300, description="Total time of one webhook request, seconds."
+    )
+    webhook_retry_seconds: _Ladder = Field(
+        (30.0, 120.0, 600.0, 3600.0, 21600.0),
+        description="Waits before a terminal webhook is tried again, seconds; the last repeats.",
+    )
+    webhook_retry_total_seconds: float = Field(
+        3 * 86_400.0, gt=0, description="A terminal webhook is given up after so many seconds."
     )
     progress_interval_seconds: float = Field(
         30, gt=0, description="Time between two progress webhooks, seconds."
@@ -160,7 +174,13 @@ class Settings(BaseSettings):
     )
     lease_renew_seconds: float = Field(30, gt=0, description="Time between two renewals, seconds.")
 
-    @field_validator("webhook_allowed_hosts", "image_allowed_hosts", mode="before")
+    @field_validator(
+        "webhook_allowed_hosts",
+        "image_allowed_hosts",
+        "job_retry_seconds",
+        "webhook_retry_seconds",
+        mode="before",
+    )
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -240,7 +260,7 @@ def env_example() -> str:
         if isinstance(default, SecretStr):
             default = default.get_secret_value()
         if isinstance(default, tuple):
-            default = ",".join(default)
+            default = ",".join(f"{item:g}" if isinstance(item, float) else item for item in default)
         if isinstance(default, bool):
             default = str(default).lower()
         lines += [

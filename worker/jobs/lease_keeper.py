@@ -1,5 +1,6 @@
 """Who keeps a claimed job ours? A thread that renews the lease and notices a loss or a cancel."""
 
+import contextvars
 import threading
 import time
 
@@ -39,7 +40,10 @@ class LeaseKeeper:
         self.lost = threading.Event()
         self.canceled = threading.Event()
         self._thread = threading.Thread(
-            target=self._run, name=f"lease-{record.job_id}", daemon=True
+            target=contextvars.copy_context().run,
+            args=(self._run,),
+            name=f"lease-{record.job_id}",
+            daemon=True,
         )
         self._thread.start()
 

@@ -1,5 +1,6 @@
 """How does a receiver learn how far a job is? Latest wins, every 30 seconds, never in the way."""
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -56,7 +57,12 @@ class ProgressReporter:
         )
         self._estimated_at = time.monotonic()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"progress-{job_id}", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(self._run,),
+            name=f"progress-{job_id}",
+            daemon=True,
+        )
         self._thread.start()
 
     @property
