@@ -1,5 +1,7 @@
 """What a store does wrong, and what the worker makes of it."""
 
+import base64
+import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -220,3 +222,14 @@ def test_a_large_file_is_uploaded_in_parts(
     store.copy(url, ObjectUrl(s3_bucket, "copy"))
     store.download(ObjectUrl(s3_bucket, "copy"), tmp_path / "target", max_bytes=len(body))
     assert (tmp_path / "target").read_bytes() == body
+
+
+def test_an_upload_carries_a_checksum_that_the_store_can_verify(
+    s3_store: S3Store, s3_client: Any, s3_bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(b"0123456789")
+    url = ObjectUrl(s3_bucket, "adapter")
+    s3_store.upload(url, tmp_path / "source", content_type="application/octet-stream")
+    head = s3_client.head_object(Bucket=s3_bucket, Key="adapter", ChecksumMode="ENABLED")
+    expected = hashlib.sha256(b"0123456789").digest()
+    assert base64.b64decode(head["ChecksumSHA256"]) == expected
