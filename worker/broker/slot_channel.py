@@ -144,7 +144,9 @@ class SlotChannel:
         if self._channel is None:
             return
         if not self._channel.is_open:
-            self._lose("closed by the broker")
+            # The library keeps the broker's words, and shows them only to those who fail on it.
+            reason = getattr(self._channel, "_closing_reason", None)
+            self._lose(why(reason) if reason is not None else "closed by the broker")
         elif self._lost_because is not None:
             self._lose(self._lost_because)
 

@@ -187,12 +187,19 @@ class RabbitMQNode:
         deadline = time.monotonic() + START_SECONDS
         while not _speaks_amqp(self._port):
             if self._node.poll() is not None or time.monotonic() > deadline:
-                said = (self._folder / "log" / "output.txt").read_text(errors="replace")
+                output = (self._folder / "log" / "output.txt").read_text(errors="replace")
                 raise RabbitMQUnavailable(
                     f"RabbitMQ did not start; its logs are in {self._folder / 'log'}. "
-                    f"It said: {said[-1500:].strip()}"
+                    f"It said: {_gist(output)}"
                 )
             time.sleep(0.1)
+
+
+def _gist(output: str) -> str:
+    """The first errors of a node's output; what follows them are the reports of its processes."""
+    lines = output.splitlines()
+    errors = [text.strip() for line in lines if (text := line.partition("[error]")[2])]
+    return "; ".join(text.split("> ", 1)[-1] for text in errors[:6]) or " ".join(lines[-6:])
 
 
 def _script(name: str) -> str | None:

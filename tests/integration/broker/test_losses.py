@@ -1,6 +1,7 @@
 """Connections, channels, queues and brokers go away; the worker takes no wrong step over it."""
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -44,25 +45,47 @@ def test_a_slot_whose_message_was_lost_stays_busy_until_it_is_freed(
     worker.finish(worker.next())
 
 
-def test_an_answer_is_refused_while_there_is_no_connection(tmp_path, receivers):
-    with RabbitMQNode(tmp_path / "node") as node:
-        backend, worker = Backend(node.url), receivers(node.url)
-        backend.publish(b"job")
-        held = worker.next()
-        node.kill()
-        eventually(lambda: not worker.consumer.connected)
-        assert not worker.consumer.ack(held)
-        worker.consumer.stop_consuming()
+@pytest.fixture(scope="module")
+def fragile_node(tmp_path_factory) -> Iterator[RabbitMQNode]:
+    """A node that tests may stop and kill, and that takes a message back after 3 s."""
+    with RabbitMQNode(
+        tmp_path_factory.mktemp("fragile"),
+        config="consumer_timeout = 3000",
+        advanced="[{rabbit,[{channel_tick_interval,1000}]}].",
+    ) as node:
+        yield node
 
 
-def test_a_broker_that_restarts_gets_its_worker_back(restartable_rabbitmq_node, receivers):
-    node = restartable_rabbitmq_node
-    backend, worker = Backend(node.url), receivers(node.url)
+def test_a_held_message_that_outlives_the_brokers_time_out_is_not_answered_late(
+    fragile_node, receivers
+):
+    """After the broker's consumer time-out the job is another worker's: too late for an answer."""
+    backend, worker = Backend(fragile_node.url), receivers(fragile_node.url, slots=2)
+    backend.publish(b"job")
+    late = worker.next()
+    with structlog.testing.capture_logs() as logs:
+        again = worker.next()
+        eventually(lambda: logs)
+    assert (again.body, again.redelivered) == (b"job", True)
+    assert "406 PRECONDITION_FAILED - delivery acknowledgement" in logs[0]["reason"]
+    assert not worker.consumer.ack(late)
+    worker.finish(again)
+    worker.consumer.free(late.slot)
+    backend.publish(b"a", b"b")
+    first, second = worker.next(), worker.next()
+    assert {first.slot, second.slot} == {0, 1}
+    worker.finish(first)
+    worker.finish(second)
+    assert worker.consumer.generation == 1
+
+
+def test_a_broker_that_restarts_gets_its_worker_back(fragile_node, receivers):
+    backend, worker = Backend(fragile_node.url), receivers(fragile_node.url)
     backend.publish(b"job", b"backlog")
     held = worker.next()
-    node.stop()
+    fragile_node.stop()
     eventually(lambda: not worker.consumer.connected)
-    node.start()
+    fragile_node.start()
     eventually(lambda: worker.consumer.generation == 2)
     assert not worker.consumer.ack(held)
     worker.consumer.free(held.slot)
@@ -74,16 +97,25 @@ def test_a_broker_that_restarts_gets_its_worker_back(restartable_rabbitmq_node, 
     assert bodies == {b"job", b"backlog"}
 
 
-def test_a_worker_may_start_before_its_broker(tmp_path, receivers):
-    node = RabbitMQNode(tmp_path / "node")
-    worker = receivers(node.url)
-    time.sleep(0.5)
-    assert not worker.consumer.connected
-    with node:
-        Backend(node.url).publish(b"job")
-        worker.finish(worker.next())
-        worker.consumer.close()
-        assert worker.consumer.join(20)
+def test_without_a_broker_nothing_is_answered_and_whoever_waits_for_it_begins_once_it_is_there(
+    fragile_node, receivers
+):
+    backend, worker = Backend(fragile_node.url), receivers(fragile_node.url)
+    backend.publish(b"job")
+    held = worker.next()
+    fragile_node.kill()
+    eventually(lambda: not worker.consumer.connected)
+    assert not worker.consumer.ack(held)
+    worker.consumer.stop_consuming()
+
+    early = receivers(fragile_node.url)
+    assert early.nothing_within(0.5)
+    assert not early.consumer.connected
+    fragile_node.start()
+    again = early.next()
+    assert (again.body, again.redelivered) == (b"job", True)
+    assert early.consumer.generation == 1
+    early.finish(again)
 
 
 def test_without_a_session_for_too_long_the_owner_is_told_once(receivers):
@@ -176,23 +208,3 @@ def test_closing_gives_back_what_is_held(backend, receiver, held: bool):
     assert backend.ready() == int(held)
     if held:
         assert not worker.consumer.ack(delivery)
-
-
-def test_a_held_message_that_outlives_the_brokers_time_out_is_not_answered_late(
-    tmp_path, receivers
-):
-    """After the broker's consumer time-out the job is another worker's: too late for an answer."""
-    settings = "consumer_timeout = 3000"
-    tick = "[{rabbit,[{channel_tick_interval,1000}]}]."
-    with RabbitMQNode(tmp_path / "node", config=settings, advanced=tick) as node:
-        backend, worker = Backend(node.url), receivers(node.url, slots=2)
-        backend.publish(b"job")
-        late = worker.next()
-        again = worker.next()
-        assert (again.body, again.redelivered) == (b"job", True)
-        assert not worker.consumer.ack(late)
-        worker.finish(again)
-        worker.consumer.free(late.slot)
-        backend.publish(b"a", b"b")
-        assert {worker.next().slot, worker.next().slot} == {0, 1}
-        assert worker.consumer.generation == 1

@@ -12,6 +12,7 @@ from worker.broker.publisher import PublishFailed
 
 
 def declare(backend: Backend, name: str, **arguments: object) -> None:
+    backend.call(lambda c: c.queue_delete(name))
     backend.call(lambda c: c.queue_declare(name, durable=True, arguments=arguments or None))
 
 
