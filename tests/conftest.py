@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.fixtures.s3",
     "tests.fixtures.receiver",
     "tests.fixtures.base_model",
+    "tests.fixtures.site",
 ]

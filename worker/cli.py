@@ -16,18 +16,18 @@ import typer
 from worker import __version__
 from worker.broker.connection import BrokerAddress
 from worker.broker.publisher import Publisher, PublishFailed
-from worker.contract.base_model import BaseModelEntry, CatalogueError, load_catalogue
+from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import InvalidJob, JobError
 from worker.contract.job import ParsedMessage, parse_message
 from worker.contract.pipe import FinishedEvent
 from worker.contract.schema import json_schema
+from worker.jobs.assembly import catalogue_of, s3_store
 from worker.jobs.local_run import pictures_in, train_locally
 from worker.jobs.record import JobRecord, Result
 from worker.jobs.supervisor import Supervisor
 from worker.observability.logging import configure_logging
 from worker.observability.progress_bar import ProgressBar
 from worker.settings import EXIT_SETTINGS, Settings, SettingsError, load_settings
-from worker.storage.s3 import S3Store
 from worker.storage.store import StorageError
 
 #: The job, its data or its parameters are not valid (sysexits' EX_DATAERR).
@@ -221,9 +221,9 @@ def _parsed(body: bytes, settings: Settings) -> ParsedMessage:
 
 def _catalogue(settings: Settings) -> dict[str, BaseModelEntry]:
     try:
-        return load_catalogue(settings.base_models_file)
-    except CatalogueError as error:
-        _refuse_settings(SettingsError([f"BASE_MODELS_FILE is not valid: {error}"]))
+        return catalogue_of(settings)
+    except SettingsError as error:
+        _refuse_settings(error)
 
 
 def _body_of_folder(
@@ -252,8 +252,7 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 
 def _wait_for(job_id: str, settings: Settings) -> Result:
-    store = S3Store(endpoint_url=settings.s3_endpoint_url)
-    record = JobRecord(store, settings.s3_bucket, job_id)
+    record = JobRecord(s3_store(settings), settings.s3_bucket, job_id)
     while True:
         try:
             if result := record.result():

@@ -9,14 +9,13 @@ from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, InvalidJob, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
+from worker.jobs.assembly import image_fetcher, s3_store, trainer_slot
 from worker.jobs.devices import visible_gpus
 from worker.jobs.record import JobRecord
 from worker.jobs.stages import Claimed, Interrupted, StageRunner
-from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
+from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.settings import Settings
-from worker.storage.images import ImageFetcher
 from worker.storage.local import LocalStore
-from worker.storage.s3 import S3Store
 
 #: Picture files that `train --images DIR` takes.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -60,24 +59,10 @@ def train_locally(
     store = LocalStore(output / _STATE_FOLDER, buckets=[_BUCKET])
     record = JobRecord(store, _BUCKET, job.job_id)
     gpus = visible_gpus(settings.cuda_visible_devices)
-    slot = TrainerSlot(
-        gpu=gpus[0] if gpus else None,
-        allow_hub=settings.allow_model_hub,
-        max_jobs=1,
-        start_timeout_seconds=settings.trainer_start_timeout_seconds,
-        command=trainer_command,
-    )
+    slot = trainer_slot(settings, gpus[0] if gpus else None, 1, trainer_command)
     stages = StageRunner(
         store=store,
-        fetcher=ImageFetcher(
-            s3=S3Store(endpoint_url=settings.s3_endpoint_url),
-            gs_as_s3=settings.s3_endpoint_url is not None,
-            https_hosts=settings.image_allowed_hosts,
-            allow_files=True,
-            max_bytes=settings.max_image_bytes,
-            parallelism=settings.download_parallelism,
-            deadline_seconds=settings.download_timeout_seconds,
-        ),
+        fetcher=image_fetcher(settings, s3_store(settings), allow_files=True),
         allow_hub=settings.allow_model_hub,
         time_limit_seconds=settings.job_time_limit_seconds,
     )

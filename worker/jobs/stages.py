@@ -107,8 +107,11 @@ class StageRunner:
     def _download(self, claimed: Claimed) -> list[ImageFile]:
         job = claimed.job
         found = self.fetcher.fetch(
-            [(image.url, image.caption) for image in job.images], claimed.folder / "images"
+            [(image.url, image.caption) for image in job.images],
+            claimed.folder / "images",
+            should_stop=lambda: claimed.should_stop() is not None,
         )
+        _stop_here(claimed)
         problems = [item for item in found if isinstance(item, ImageProblem)]
         if problems:
             raise JobError(
@@ -117,7 +120,7 @@ class StageRunner:
                 + "; ".join(f"{p.url}: {p.reason}" for p in problems[:5])
                 + ("; …" if len(problems) > 5 else "")
                 + ".",
-                transient=any(problem.transient for problem in problems),
+                transient=all(problem.transient for problem in problems),
             )
         template = job.template_caption()
         return [

@@ -1,40 +1,22 @@
-"""The worker as a whole: its parts, how they start, how they stop."""
+"""The worker as a whole: its slots, its consumers, how it starts and how it stops."""
 
 import os
 import signal
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from types import FrameType
 
 import structlog
-from pydantic import SecretStr
 
 from worker import __version__
-from worker.broker.connection import BrokerAddress
 from worker.broker.consumer import Consumer, Delivery
-from worker.broker.publisher import Publisher
-from worker.broker.topology import Topology
-from worker.contract.base_model import BaseModelEntry, CatalogueError, load_catalogue
-from worker.contract.events import ENDPOINTS, ProgressBody, idempotency_key
-from worker.jobs.conclusion import Conclusion
-from worker.jobs.devices import visible_gpus
+from worker.jobs.assembly import assemble, job_runner, outbox_sender, trainer_slots
 from worker.jobs.held_delivery import HeldDelivery
-from worker.jobs.outbox import Outbox, OutboxSender
-from worker.jobs.record import JobRecord
-from worker.jobs.runner import JobRunner, RunnerSettings
 from worker.jobs.slots import Slot
-from worker.jobs.stages import StageRunner
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
 from worker.settings import Settings, SettingsError
-from worker.storage.images import ImageFetcher
-from worker.storage.s3 import S3Store
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
-from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
-from worker.webhooks.client import WebhookClient
-from worker.webhooks.retry import RetrySchedule
 
 log = structlog.get_logger()
 
@@ -52,7 +34,7 @@ EXIT_FORCED = 70
 
 
 class Supervisor:
-    """Builds the parts from settings, runs them until told to stop."""
+    """Runs jobs and sends events until told to stop."""
 
     def __init__(
         self, settings: Settings, *, trainer_command: Sequence[str] = TRAINER_COMMAND
@@ -62,42 +44,15 @@ class Supervisor:
         self._stop = threading.Event()
         self._signals = 0
         self._gave_up = False
-        self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._catalogue = _catalogue(settings)
-        self._gpus = _gpus(settings)
-        self._allow_list = WebhookAllowList(
-            settings.webhook_allowed_hosts, require_https=settings.environment == "production"
-        )
-        _check_webhook_base(settings, self._allow_list)
-        self._store = S3Store(
-            endpoint_url=settings.s3_endpoint_url, timeout_seconds=settings.s3_timeout_seconds
-        )
-        self._client = WebhookClient(
-            _secret(settings.internal_api_token),
-            allow_list=self._allow_list,
-            signing_secret=_secret(settings.webhook_signing_secret),
-            total_deadline_seconds=settings.webhook_timeout_seconds,
-        )
-        self._topology = Topology(
-            queue=settings.rabbitmq_queue,
-            queue_type=settings.rabbitmq_queue_type,
-            parked_seconds=settings.parked_seconds,
-            dead_max_messages=settings.dead_letter_max_messages,
-            job_retry_seconds=settings.job_retry_seconds,
-            events_retry_seconds=settings.webhook_retry_seconds,
-        )
-        self._address = BrokerAddress(
-            settings.broker_url, heartbeat_seconds=settings.rabbitmq_heartbeat_seconds
-        )
-        self._publisher = Publisher(self._address, name="publisher")
-        self._runner = self._build_runner()
-        self._trainers = self._build_trainers(trainer_command)
+        self._parts = assemble(settings)
+        self._runner = job_runner(self._parts, stopping=self._stop.is_set)
+        self._sender = outbox_sender(self._parts)
+        self._trainers = trainer_slots(self._parts, trainer_command)
         self._job_slots = [self._job_slot(i, trainer) for i, trainer in enumerate(self._trainers)]
         self._event_slots = [self._event_slot(index) for index in range(_EVENT_SLOTS)]
-        self._jobs = self._consumer(
-            "jobs", [self._topology.resume, self._topology.main], self._job_slots
-        )
-        self._events = self._consumer("events", [self._topology.events], self._event_slots)
+        topology = self._parts.topology
+        self._jobs = self._consumer("jobs", [topology.resume, topology.main], self._job_slots)
+        self._events = self._consumer("events", [topology.events], self._event_slots)
 
     # --- running
 
@@ -107,9 +62,9 @@ class Supervisor:
         log.info(
             "worker_starting",
             version=__version__,
-            owner=self.owner,
+            owner=self._parts.owner,
             slots=len(self._trainers),
-            gpus=self._gpus,
+            gpus=self._parts.gpus,
             environment=settings.environment,
         )
         for slot in (*self._job_slots, *self._event_slots):
@@ -145,7 +100,7 @@ class Supervisor:
         ended = _finish(self._job_slots, deadline)
         self._events.stop_consuming()
         ended = _finish(self._event_slots, deadline) and ended
-        for part in (self._jobs, self._events, self._publisher):
+        for part in (self._jobs, self._events, self._parts.publisher):
             part.close()
         for slot in self._trainers:
             slot.kill()
@@ -168,7 +123,7 @@ class Supervisor:
         bucket = self._settings.s3_bucket
         while not self._stop.is_set():
             try:
-                found = self._store.probe(ObjectUrl(bucket, "jobs/"))
+                found = self._parts.store.probe(ObjectUrl(bucket, "jobs/"))
             except StoreUnavailable as error:
                 log.warning("store_not_reached", reason=str(error))
                 self._stop.wait(_STORE_RETRY_SECONDS)
@@ -184,74 +139,13 @@ class Supervisor:
 
     # --- building
 
-    def _build_runner(self) -> JobRunner:
-        settings = self._settings
-        outbox = Outbox(self._publisher, self._topology)
-        fetcher = ImageFetcher(
-            s3=self._store,
-            gs_as_s3=settings.s3_endpoint_url is not None,
-            https_hosts=settings.image_allowed_hosts,
-            allow_files=settings.allow_local_images,
-            max_bytes=settings.max_image_bytes,
-            parallelism=settings.download_parallelism,
-            deadline_seconds=settings.download_timeout_seconds,
-        )
-        return JobRunner(
-            RunnerSettings(
-                owner=self.owner,
-                bucket=settings.s3_bucket,
-                work_dir=settings.work_dir,
-                max_images=settings.max_images,
-                max_attempts=settings.max_attempts,
-                lease_term_seconds=settings.lease_term_seconds,
-                lease_renew_seconds=settings.lease_renew_seconds,
-                progress_interval_seconds=settings.progress_interval_seconds,
-                webhook_base_url=settings.webhook_base_url,
-                default_base_model=settings.default_base_model,
-            ),
-            store=self._store,
-            topology=self._topology,
-            stages=StageRunner(
-                store=self._store,
-                fetcher=fetcher,
-                allow_hub=settings.allow_model_hub,
-                time_limit_seconds=settings.job_time_limit_seconds,
-            ),
-            conclusion=Conclusion(
-                store=self._store,
-                bucket=settings.s3_bucket,
-                outbox=outbox,
-                topology=self._topology,
-                owner=self.owner,
-            ),
-            catalogue=self._catalogue,
-            allow_list=self._allow_list,
-            send_progress=self._send_progress,
-            stopping=self._stop.is_set,
-        )
-
-    def _build_trainers(self, command: Sequence[str]) -> list[TrainerSlot]:
-        places: list[str | None] = [
-            gpu for gpu in self._gpus for _ in range(self._settings.trainers_per_gpu)
-        ]
-        return [
-            TrainerSlot(
-                gpu=gpu,
-                allow_hub=self._settings.allow_model_hub,
-                max_jobs=self._settings.trainer_max_jobs,
-                start_timeout_seconds=self._settings.trainer_start_timeout_seconds,
-                command=command,
-            )
-            for gpu in places or [None]
-        ]
-
     def _job_slot(self, index: int, trainer: TrainerSlot) -> Slot:
         def handle(delivery: Delivery) -> None:
             held = HeldDelivery(
                 delivery,
                 consumer=self._jobs,
-                publisher=self._publisher,
-                topology=self._topology,
+                publisher=self._parts.publisher,
+                topology=self._parts.topology,
                 hand_over_after_seconds=self._settings.handover_after_seconds,
             )
             self._runner.handle(held, trainer)
@@ -266,19 +160,9 @@ class Supervisor:
         )
 
     def _event_slot(self, index: int) -> Slot:
-        sender = OutboxSender(
-            self._client,
-            self._publisher,
-            self._topology,
-            self._record,
-            RetrySchedule(
-                self._settings.webhook_retry_seconds, self._settings.webhook_retry_total_seconds
-            ),
-        )
-
         def handle(delivery: Delivery) -> None:
             try:
-                sender.handle(delivery)
+                self._sender.handle(delivery)
             except Exception:
                 log.exception("event_not_handled")
                 time.sleep(1)  # whatever is broken, do not spin on it
@@ -290,26 +174,15 @@ class Supervisor:
 
     def _consumer(self, name: str, queues: list[str], slots: list[Slot]) -> Consumer:
         return Consumer(
-            self._address,
+            self._parts.address,
             queues=queues,
             slots=len(slots),
             on_delivery=lambda delivery: slots[delivery.slot].deliver(delivery),
-            declare=self._topology.declare,
+            declare=self._parts.topology.declare,
             name=name,
             give_up_after_seconds=self._settings.rabbitmq_give_up_seconds,
             on_give_up=self._give_up,
         )
-
-    def _record(self, job_id: str) -> JobRecord:
-        return JobRecord(self._store, self._settings.s3_bucket, job_id)
-
-    def _send_progress(self, base: str, body: ProgressBody, sequence: int) -> bool:
-        method, path = ENDPOINTS["progress"]
-        key = idempotency_key(body.job_id, "progress", sequence)
-        answer = self._client.send(method, base, path, body.body(), key)
-        if answer.kind != "delivered":
-            log.warning("progress_not_delivered", status=answer.status, reason=answer.reason)
-        return answer.kind != "gone"
 
 
 def _finish(slots: list[Slot], deadline: float) -> bool:
@@ -318,41 +191,3 @@ def _finish(slots: list[Slot], deadline: float) -> bool:
     for slot in slots:
         slot.join(max(0.0, deadline - time.monotonic()))
     return not any(slot.is_alive() for slot in slots)
-
-
-def _catalogue(settings: Settings) -> dict[str, BaseModelEntry]:
-    try:
-        catalogue = load_catalogue(settings.base_models_file)
-    except CatalogueError as error:
-        raise SettingsError([f"BASE_MODELS_FILE is not valid: {error}"]) from None
-    if settings.default_base_model not in catalogue:
-        raise SettingsError(
-            [
-                f"DEFAULT_BASE_MODEL {settings.default_base_model!r} is not in "
-                f"{settings.base_models_file}; it has {', '.join(sorted(catalogue))}"
-            ]
-        )
-    return catalogue
-
-
-def _gpus(settings: Settings) -> list[str]:
-    gpus = visible_gpus(settings.cuda_visible_devices)
-    if not gpus and settings.environment == "production":
-        raise SettingsError(
-            ["CUDA_VISIBLE_DEVICES shows no GPU; production needs one (driver, --gpus all?)"]
-        )
-    if not gpus:
-        log.warning("no_gpu", device="cpu", note="training on the CPU is for trying things out")
-    return gpus
-
-
-def _check_webhook_base(settings: Settings, allow_list: WebhookAllowList) -> None:
-    if settings.webhook_base_url:
-        try:
-            allow_list.check(settings.webhook_base_url)
-        except WebhookNotAllowed as error:
-            raise SettingsError([f"WEBHOOK_BASE_URL is not allowed: {error}"]) from None
-
-
-def _secret(value: SecretStr | None) -> str | None:
-    return value.get_secret_value() if value else None

@@ -1,0 +1,259 @@
+"""How do settings become a worker's parts? Every part that needs one is built here, once."""
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+from pydantic import SecretStr
+
+from worker.broker.connection import BrokerAddress
+from worker.broker.publisher import Publisher
+from worker.broker.topology import Topology
+from worker.contract.base_model import BaseModelEntry, CatalogueError, load_catalogue
+from worker.contract.events import ENDPOINTS, ProgressBody, idempotency_key
+from worker.jobs.conclusion import Conclusion
+from worker.jobs.devices import visible_gpus
+from worker.jobs.outbox import Outbox, OutboxSender
+from worker.jobs.record import JobRecord
+from worker.jobs.runner import JobRunner, RunnerSettings
+from worker.jobs.stages import StageRunner
+from worker.jobs.trainer_process import TrainerSlot
+from worker.settings import Settings, SettingsError
+from worker.storage.images import ImageFetcher
+from worker.storage.s3 import S3Store
+from worker.storage.store import ObjectStore
+from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
+from worker.webhooks.client import WebhookClient
+from worker.webhooks.retry import RetrySchedule
+
+log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the worker's jobs and events share.
+
+    Attributes:
+        owner: this worker's name in leases and dead letters.
+        gpus: as `CUDA_VISIBLE_DEVICES` names them; none on a machine without one.
+    """
+
+    settings: Settings
+    owner: str
+    gpus: list[str]
+    catalogue: dict[str, BaseModelEntry]
+    store: S3Store
+    allow_list: WebhookAllowList
+    client: WebhookClient
+    topology: Topology
+    address: BrokerAddress
+    publisher: Publisher
+
+    def record(self, job_id: str) -> JobRecord:
+        """A job's objects in the store."""
+        return JobRecord(self.store, self.settings.s3_bucket, job_id)
+
+    def send_progress(self, base: str, body: ProgressBody, sequence: int) -> bool:
+        """Send one report; False if the receiver answered 410 Gone."""
+        method, path = ENDPOINTS["progress"]
+        key = idempotency_key(body.job_id, "progress", sequence)
+        answer = self.client.send(method, base, path, body.body(), key)
+        if answer.kind != "delivered":
+            log.warning("progress_not_delivered", status=answer.status, reason=answer.reason)
+        return answer.kind != "gone"
+
+
+def assemble(settings: Settings) -> Parts:
+    """Build and check all that needs no connection.
+
+    Raises:
+        SettingsError: a setting cannot work; the sentence names its variable.
+    """
+    allow_list = _named(
+        "WEBHOOK_ALLOWED_HOSTS",
+        lambda: WebhookAllowList(
+            settings.webhook_allowed_hosts, require_https=settings.environment == "production"
+        ),
+    )
+    _check_webhook_base(settings, allow_list)
+    address = _named(
+        "RABBITMQ_URL",
+        lambda: BrokerAddress(
+            settings.broker_url, heartbeat_seconds=settings.rabbitmq_heartbeat_seconds
+        ),
+    )
+    # The token alone first: the client complains of it and of the signing secret alike.
+    _named(
+        "INTERNAL_API_TOKEN",
+        lambda: WebhookClient(_secret(settings.internal_api_token), allow_list=allow_list),
+    )
+    return Parts(
+        settings=settings,
+        owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        gpus=_gpus(settings),
+        catalogue=catalogue_of(settings),
+        store=_named("S3_ENDPOINT_URL", lambda: s3_store(settings)),
+        allow_list=allow_list,
+        client=_named(
+            "WEBHOOK_SIGNING_SECRET",
+            lambda: WebhookClient(
+                _secret(settings.internal_api_token),
+                allow_list=allow_list,
+                signing_secret=_secret(settings.webhook_signing_secret),
+                total_deadline_seconds=settings.webhook_timeout_seconds,
+            ),
+        ),
+        topology=Topology(
+            queue=settings.rabbitmq_queue,
+            queue_type=settings.rabbitmq_queue_type,
+            parked_seconds=settings.parked_seconds,
+            dead_max_messages=settings.dead_letter_max_messages,
+            job_retry_seconds=settings.job_retry_seconds,
+            events_retry_seconds=settings.webhook_retry_seconds,
+        ),
+        address=address,
+        publisher=Publisher(address, name="publisher"),
+    )
+
+
+def job_runner(parts: Parts, *, stopping: Callable[[], bool]) -> JobRunner:
+    """What handles the deliveries of the job queues."""
+    settings = parts.settings
+    return JobRunner(
+        RunnerSettings(
+            owner=parts.owner,
+            bucket=settings.s3_bucket,
+            work_dir=settings.work_dir,
+            max_images=settings.max_images,
+            max_attempts=settings.max_attempts,
+            lease_term_seconds=settings.lease_term_seconds,
+            lease_renew_seconds=settings.lease_renew_seconds,
+            progress_interval_seconds=settings.progress_interval_seconds,
+            webhook_base_url=settings.webhook_base_url,
+            default_base_model=settings.default_base_model,
+        ),
+        store=parts.store,
+        topology=parts.topology,
+        stages=StageRunner(
+            store=parts.store,
+            fetcher=image_fetcher(settings, parts.store, allow_files=settings.allow_local_images),
+            allow_hub=settings.allow_model_hub,
+            time_limit_seconds=settings.job_time_limit_seconds,
+        ),
+        conclusion=Conclusion(
+            store=parts.store,
+            bucket=settings.s3_bucket,
+            outbox=Outbox(parts.publisher, parts.topology),
+            topology=parts.topology,
+            owner=parts.owner,
+        ),
+        catalogue=parts.catalogue,
+        allow_list=parts.allow_list,
+        send_progress=parts.send_progress,
+        stopping=stopping,
+    )
+
+
+def outbox_sender(parts: Parts) -> OutboxSender:
+    """What handles the deliveries of the events queue."""
+    settings = parts.settings
+    schedule = RetrySchedule(settings.webhook_retry_seconds, settings.webhook_retry_total_seconds)
+    return OutboxSender(parts.client, parts.publisher, parts.topology, parts.record, schedule)
+
+
+def trainer_slots(parts: Parts, command: Sequence[str]) -> list[TrainerSlot]:
+    """`TRAINERS_PER_GPU` slots for each GPU; one slot on a machine without any."""
+    settings = parts.settings
+    places: list[str | None] = [
+        gpu for gpu in parts.gpus for _ in range(settings.trainers_per_gpu)
+    ] or [None]
+    return [trainer_slot(settings, gpu, settings.trainer_max_jobs, command) for gpu in places]
+
+
+def trainer_slot(
+    settings: Settings, gpu: str | None, max_jobs: int, command: Sequence[str]
+) -> TrainerSlot:
+    """One place for a trainer; nothing is started yet."""
+    return TrainerSlot(
+        gpu=gpu,
+        allow_hub=settings.allow_model_hub,
+        max_jobs=max_jobs,
+        start_timeout_seconds=settings.trainer_start_timeout_seconds,
+        command=command,
+    )
+
+
+def s3_store(settings: Settings) -> S3Store:
+    """The store; no request is made yet."""
+    return S3Store(
+        endpoint_url=settings.s3_endpoint_url, timeout_seconds=settings.s3_timeout_seconds
+    )
+
+
+def image_fetcher(settings: Settings, s3: ObjectStore, *, allow_files: bool) -> ImageFetcher:
+    """What fetches pictures, within the operator's limits."""
+    return _named(
+        "IMAGE_ALLOWED_HOSTS",
+        lambda: ImageFetcher(
+            s3=s3,
+            gs_as_s3=settings.s3_endpoint_url is not None,
+            https_hosts=settings.image_allowed_hosts,
+            allow_files=allow_files,
+            max_bytes=settings.max_image_bytes,
+            parallelism=settings.download_parallelism,
+            deadline_seconds=settings.download_timeout_seconds,
+        ),
+    )
+
+
+def catalogue_of(settings: Settings) -> dict[str, BaseModelEntry]:
+    """The base models that jobs may name. Raises `SettingsError`."""
+    try:
+        catalogue = load_catalogue(settings.base_models_file)
+    except CatalogueError as error:
+        raise SettingsError([f"BASE_MODELS_FILE is not valid: {error}"]) from None
+    if settings.default_base_model not in catalogue:
+        raise SettingsError(
+            [
+                f"DEFAULT_BASE_MODEL {settings.default_base_model!r} is not in "
+                f"{settings.base_models_file}; it has {', '.join(sorted(catalogue))}"
+            ]
+        )
+    return catalogue
+
+
+def _gpus(settings: Settings) -> list[str]:
+    gpus = visible_gpus(settings.cuda_visible_devices)
+    if not gpus and settings.environment == "production":
+        raise SettingsError(
+            ["CUDA_VISIBLE_DEVICES shows no GPU; production needs one (driver, --gpus all?)"]
+        )
+    if not gpus:
+        log.warning("no_gpu", device="cpu", note="training on the CPU is for trying things out")
+    return gpus
+
+
+def _check_webhook_base(settings: Settings, allow_list: WebhookAllowList) -> None:
+    if settings.webhook_base_url:
+        try:
+            allow_list.check(settings.webhook_base_url)
+        except WebhookNotAllowed as error:
+            raise SettingsError([f"WEBHOOK_BASE_URL is not allowed: {error}"]) from None
+
+
+def _named(variable: str, build: Callable[[], _T]) -> _T:
+    """What `build` gives; what it cannot use is a complaint about `variable`."""
+    try:
+        return build()
+    except ValueError as error:
+        raise SettingsError([f"{variable} is not valid: {error}"]) from None
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None
