@@ -14,7 +14,7 @@ from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
 
 #: Formats that are read. Everything else Pillow knows stays closed to strangers' files.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 #: Smallest side of a picture that is trained on, pixels.
 MIN_SIDE = 16
