@@ -184,6 +184,7 @@ def test_a_parked_message_comes_back_through_resume(backend, receiver, publisher
     publisher.publish(topology.retry_for_attempt(1), b"again", message_id="id-1", headers=None)
     again = worker.next()
     assert (again.queue, again.body) == (topology.resume, b"again")
+    worker.finish(again)
 
 
 @pytest.mark.parametrize("slots", [0, -1])

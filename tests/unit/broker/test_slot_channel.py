@@ -64,3 +64,29 @@ def test_consumers_ask_for_nothing_that_some_versions_ignore_and_others_refuse(
     assert [call.args[0] for call in calls] == ["first", "second"]
     assert all("arguments" not in call.kwargs for call in calls)
     assert len({call.kwargs["consumer_tag"] for call in calls}) == 2
+
+
+def test_the_earlier_queue_is_asked_before_the_slot_listens_to_the_backlog(
+    slot: SlotChannel, channel: MagicMock, taken: list[Delivery]
+):
+    assert [delivery.queue for delivery in taken] == ["first"]
+    channel.basic_consume.assert_not_called()
+
+
+def test_of_two_messages_at_once_the_earlier_queues_is_kept_and_the_other_given_back(
+    slot: SlotChannel, channel: MagicMock, taken: list[Delivery]
+):
+    slot.settle(taken.pop(), "ack")
+    slot.free()
+    slot.tend(MagicMock(), accepting=True)
+    first, second = (call.args[1] for call in channel.basic_consume.call_args_list)
+    second(channel, Basic.Deliver(delivery_tag=8), BasicProperties(), b"backlog")
+    first(channel, Basic.Deliver(delivery_tag=9), BasicProperties(), b"resumed")
+    said = MagicMock()
+    said.attach_mock(channel.basic_cancel, "cancel")
+    said.attach_mock(channel.basic_nack, "nack")
+    slot.tend(MagicMock(), accepting=True)
+    assert [delivery.body for delivery in taken] == [b"resumed"]
+    # Given back only once nothing listens: it would come straight back otherwise.
+    assert [name for name, *_ in said.mock_calls] == ["cancel", "cancel", "nack"]
+    channel.basic_nack.assert_called_once_with(8, requeue=True)
