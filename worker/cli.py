@@ -15,7 +15,8 @@ import typer
 
 from worker import __version__
 from worker.broker.connection import BrokerAddress
-from worker.broker.publisher import Publisher, PublishFailed
+from worker.broker.confirms import PublishFailed
+from worker.broker.submission import submit as publish
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import InvalidJob, JobError
 from worker.contract.job import ParsedMessage, parse_message
@@ -131,13 +132,12 @@ def submit(
     parsed = _parsed(body, settings)
     message_id = uuid.uuid4().hex if parsed.id_is_digest else None
     job_id = message_id or parsed.job.job_id
-    publisher = Publisher(BrokerAddress(settings.broker_url), name="submit")
     try:
-        publisher.publish(settings.rabbitmq_queue, body, message_id=message_id, headers=None)
+        publish(
+            BrokerAddress(settings.broker_url), settings.rabbitmq_queue, body, message_id=message_id
+        )
     except PublishFailed as error:
         _complain(f"the job could not be published: {error}", EXIT_UNAVAILABLE)
-    finally:
-        publisher.close()
     typer.echo(job_id)
     if wait:
         result = _wait_for(job_id, settings)

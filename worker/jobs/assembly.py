@@ -15,11 +15,13 @@ from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.base_model import BaseModelEntry, CatalogueError, load_catalogue
 from worker.contract.events import ENDPOINTS, ProgressBody, idempotency_key
+from worker.jobs.attempt import AttemptRules, Attempts
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.devices import visible_gpus
+from worker.jobs.intake import Intake
 from worker.jobs.outbox import Outbox, OutboxSender
 from worker.jobs.record import JobRecord
-from worker.jobs.runner import JobRunner, RunnerSettings
+from worker.jobs.runner import JobRunner
 from worker.jobs.stages import StageRunner
 from worker.jobs.trainer_process import TrainerSlot
 from worker.settings import Settings, SettingsError
@@ -126,25 +128,35 @@ def job_runner(parts: Parts, *, stopping: Callable[[], bool]) -> JobRunner:
     """What handles the deliveries of the job queues."""
     settings = parts.settings
     return JobRunner(
-        RunnerSettings(
-            owner=parts.owner,
-            bucket=settings.s3_bucket,
-            work_dir=settings.work_dir,
-            max_images=settings.max_images,
-            max_attempts=settings.max_attempts,
-            lease_term_seconds=settings.lease_term_seconds,
-            lease_renew_seconds=settings.lease_renew_seconds,
-            progress_interval_seconds=settings.progress_interval_seconds,
-            webhook_base_url=settings.webhook_base_url,
+        owner=parts.owner,
+        intake=Intake(
+            record=parts.record,
+            catalogue=parts.catalogue,
             default_base_model=settings.default_base_model,
+            allow_list=parts.allow_list,
+            webhook_base_url=settings.webhook_base_url,
+            max_images=settings.max_images,
         ),
-        store=parts.store,
-        topology=parts.topology,
-        stages=StageRunner(
-            store=parts.store,
-            fetcher=image_fetcher(settings, parts.store, allow_files=settings.allow_local_images),
-            allow_hub=settings.allow_model_hub,
-            time_limit_seconds=settings.job_time_limit_seconds,
+        attempts=Attempts(
+            rules=AttemptRules(
+                bucket=settings.s3_bucket,
+                work_dir=settings.work_dir,
+                max_attempts=settings.max_attempts,
+                lease_term_seconds=settings.lease_term_seconds,
+                lease_renew_seconds=settings.lease_renew_seconds,
+                progress_interval_seconds=settings.progress_interval_seconds,
+            ),
+            topology=parts.topology,
+            stages=StageRunner(
+                store=parts.store,
+                fetcher=image_fetcher(
+                    settings, parts.store, allow_files=settings.allow_local_images
+                ),
+                allow_hub=settings.allow_model_hub,
+                time_limit_seconds=settings.job_time_limit_seconds,
+            ),
+            send_progress=parts.send_progress,
+            stopping=stopping,
         ),
         conclusion=Conclusion(
             store=parts.store,
@@ -153,10 +165,8 @@ def job_runner(parts: Parts, *, stopping: Callable[[], bool]) -> JobRunner:
             topology=parts.topology,
             owner=parts.owner,
         ),
-        catalogue=parts.catalogue,
-        allow_list=parts.allow_list,
-        send_progress=parts.send_progress,
-        stopping=stopping,
+        topology=parts.topology,
+        record=parts.record,
     )
 
 

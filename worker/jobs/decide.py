@@ -12,7 +12,7 @@ class Snapshot:
 
     Attributes:
         result: the committed end of the job, if it has ended.
-        delivered: the terminal event reached its receiver, or was given up.
+        announced: the result's terminal event lies in the outbox.
         canceled: somebody left a tombstone.
         lease: the last claim.
         lease_age_seconds: time since the lease was written, by the store's clock.
@@ -20,7 +20,7 @@ class Snapshot:
     """
 
     result: Result | None = None
-    delivered: bool = False
+    announced: bool = False
     canceled: bool = False
     lease: Lease | None = None
     lease_age_seconds: float = 0.0
@@ -42,7 +42,7 @@ class Park:
 
 @dataclass(frozen=True)
 class RepeatTerminal:
-    """It has ended: say so again if nobody heard, and forget the message."""
+    """It has ended: say so if its worker ended before it could, and forget the message."""
 
     say_again: bool
 
@@ -89,10 +89,11 @@ def decide(
         return Refuse(
             "job_id: is already used by a job with other content; send a new job_id for a new job"
         )
-    if found.result is not None:
-        return RepeatTerminal(say_again=not found.delivered)
     lease = found.lease
-    if lease is not None and lease.state == "held" and found.lease_age_seconds < lease_term_seconds:
+    owned = lease and lease.state == "held" and found.lease_age_seconds < lease_term_seconds
+    if found.result is not None and (found.announced or not owned):
+        return RepeatTerminal(say_again=not found.announced)
+    if owned:  # by somebody who trains it, or who has committed it and is about to announce it
         return Park()
     epoch = lease.epoch + 1 if lease else 1
     if found.canceled:

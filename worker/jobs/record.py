@@ -143,12 +143,20 @@ class JobRecord:
             return standing
         return result
 
+    def is_announced(self) -> bool:
+        """Whether the terminal event lies in the outbox, which sees to the rest."""
+        return self._store.read(self.keys.announced) is not None
+
+    def mark_announced(self) -> None:
+        """The outbox has confirmed the terminal event."""
+        self._store.write(self.keys.announced, b"{}", content_type=_JSON)
+
     def is_delivered(self) -> bool:
         """Whether the terminal event has reached its receiver or was given up."""
         return self._store.read(self.keys.delivered) is not None
 
     def mark_delivered(self) -> None:
-        """The terminal event needs no repeating."""
+        """The terminal event needs no further try."""
         self._store.write(self.keys.delivered, b"{}", content_type=_JSON)
 
     # --- cancel

@@ -69,8 +69,13 @@ class JobKeys:
         return self.prefix.child("result.json")
 
     @property
+    def announced(self) -> ObjectUrl:
+        """Its terminal event lies in the outbox."""
+        return self.prefix.child("announced.json")
+
+    @property
     def delivered(self) -> ObjectUrl:
-        """Its terminal event needs no repeating."""
+        """Its terminal event has reached its receiver, or was given up."""
         return self.prefix.child("delivered.json")
 
     @property

@@ -42,8 +42,15 @@ FAILURE = LastError(code=ErrorCode.GPU_OUT_OF_MEMORY, message="too big")
         (Snapshot(), Claim(epoch=1, attempts=1)),
         # it has ended
         (Snapshot(result=RESULT), RepeatTerminal(say_again=True)),
-        (Snapshot(result=RESULT, delivered=True), RepeatTerminal(say_again=False)),
-        (Snapshot(result=RESULT, canceled=True, lease=lease()), RepeatTerminal(say_again=True)),
+        (Snapshot(result=RESULT, announced=True), RepeatTerminal(say_again=False)),
+        (Snapshot(result=RESULT, announced=True, lease=lease()), RepeatTerminal(say_again=False)),
+        # it has ended, and its worker is about to announce it, or is gone
+        (Snapshot(result=RESULT, lease=lease(), lease_age_seconds=1), Park()),
+        (
+            Snapshot(result=RESULT, lease=lease(), lease_age_seconds=TERM),
+            RepeatTerminal(say_again=True),
+        ),
+        (Snapshot(result=RESULT, lease=lease(state="released")), RepeatTerminal(say_again=True)),
         # somebody works on it
         (Snapshot(lease=lease(), lease_age_seconds=0), Park()),
         (Snapshot(lease=lease(), lease_age_seconds=TERM - 1), Park()),

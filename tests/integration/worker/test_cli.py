@@ -1,0 +1,105 @@
+"""The verbs, their words and their exit statuses, as a script meets them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from worker import __version__
+
+
+def lora_worker(*arguments, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "worker.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **settings,
+    )
+
+
+@pytest.fixture
+def job_file(site, tmp_path):
+    def write(**changes):
+        path = tmp_path / "job.json"
+        path.write_text(json.dumps(site.message("cli-job", **changes)))
+        return str(path)
+
+    return write
+
+
+def test_version_prints_the_version():
+    answer = lora_worker("version")
+    assert (answer.returncode, answer.stdout) == (0, __version__ + "\n")
+
+
+def test_schema_prints_the_published_schema():
+    answer = lora_worker("schema")
+    assert json.loads(answer.stdout)["$defs"]["TrainingJob"]["required"]
+
+
+def test_validate_says_that_a_job_is_valid(site, job_file):
+    answer = lora_worker("validate", job_file(surprise=1), env=site.environment())
+    assert answer.returncode == 0
+    assert "valid: job cli-job, 1 pictures" in answer.stdout
+    assert "surprise is not a known field" in answer.stdout
+
+
+def test_validate_names_every_broken_field_at_once(site, job_file):
+    broken = job_file(style_id="x", parameters={"rank": 0, "epoch": 3})
+    answer = lora_worker("validate", broken, env=site.environment())
+    assert answer.returncode == 65
+    for field in ("style_id:", "parameters.rank:", "parameters.epoch:"):
+        assert field in answer.stderr
+
+
+def test_validate_knows_the_catalogue(site, job_file):
+    answer = lora_worker(
+        "validate", job_file(parameters={"base_model": "sd99"}), env=site.environment()
+    )
+    assert answer.returncode == 65
+    assert "'sd99' is not in the catalogue; it has tiny" in answer.stderr
+
+
+def test_submit_and_wait_follows_a_job_to_its_result(site, job_file):
+    with site.worker():
+        answer = lora_worker("submit", job_file(), "--wait", env=site.environment())
+    assert answer.returncode == 0, answer.stderr
+    job_id, body = answer.stdout.splitlines()
+    assert job_id == "cli-job"
+    assert json.loads(body)["model_url"].startswith(f"s3://{site.results}/")
+
+
+def test_submit_and_wait_ends_with_70_if_the_job_fails(site, job_file):
+    missing = job_file(image_urls=[f"s3://{site.media}/none.jpg"])
+    with site.worker():
+        answer = lora_worker("submit", missing, "--wait", env=site.environment())
+    assert answer.returncode == 70
+    assert json.loads(answer.stdout.splitlines()[1])["error_code"] == "IMAGE_DOWNLOAD_FAILED"
+
+
+def test_submit_without_a_broker_ends_with_69(site, job_file):
+    environment = site.environment(RABBITMQ_URL="amqp://127.0.0.1:1/")
+    answer = lora_worker("submit", job_file(), env=environment)
+    assert answer.returncode == 69
+    assert "could not be published" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["train"], 64, "give either a job file or --images"),
+        (["train", "--images", "{empty}"], 65, "image_urls: is empty"),
+        (["train", "--images", "{empty}", "-p", "rank"], 64, "must look like NAME=VALUE"),
+        (["validate", "nowhere.json"], 2, "does not exist"),
+    ],
+)
+def test_a_wrong_call_is_said_in_one_sentence(site, tmp_path, arguments, status, says):
+    (tmp_path / "empty").mkdir()
+    filled = [argument.format(empty=tmp_path / "empty") for argument in arguments]
+    answer = lora_worker(*filled, env=site.environment())
+    assert answer.returncode == status, answer.stderr
+    assert says in " ".join(answer.stderr.split())
+    assert "Traceback" not in answer.stderr

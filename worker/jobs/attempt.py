@@ -1,0 +1,266 @@
+"""One attempt at a claimed job: hold the lease, report progress, run the stages, tell the end."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from worker.broker.topology import Topology
+from worker.contract.errors import ErrorCode, JobError
+from worker.contract.events import ProgressBody
+from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
+from worker.jobs.conclusion import completed_result
+from worker.jobs.held_delivery import HeldDelivery
+from worker.jobs.intake import Order
+from worker.jobs.lease_keeper import LeaseKeeper
+from worker.jobs.progress import ProgressReporter
+from worker.jobs.record import LastError, Lease, LostLease, Result
+from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.jobs.trainer_process import TrainerSlot
+from worker.storage.store import StoredObject
+
+log = structlog.get_logger()
+
+#: How long the end of a job waits for a progress request on its way, seconds.
+_LAST_PROGRESS_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class AttemptRules:
+    """The numbers of an attempt; `worker.settings` explains each."""
+
+    bucket: str
+    work_dir: Path
+    max_attempts: int
+    lease_term_seconds: float
+    lease_renew_seconds: float
+    progress_interval_seconds: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that ended its job.
+
+    Attributes:
+        result: to be committed.
+        last_progress: the report at 100 % and its sequence number, of a completed job.
+        quiet: no progress request is on its way any more.
+        let_go: frees the lease, for whoever is to announce the result.
+    """
+
+    result: Result
+    last_progress: tuple[ProgressBody, int] | None
+    quiet: bool
+    let_go: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What attempts need of the worker.
+
+    Attributes:
+        send_progress: sends one report to a base; False if the receiver said 410 Gone.
+        stopping: whether the worker drains.
+    """
+
+    rules: AttemptRules
+    topology: Topology
+    stages: StageRunner
+    send_progress: Callable[[str, ProgressBody, int], bool]
+    stopping: Callable[[], bool]
+
+    def run(
+        self,
+        order: Order,
+        lease: Lease,
+        previous: StoredObject | None,
+        held: HeldDelivery,
+        slot: TrainerSlot,
+    ) -> Ended | None:
+        """Claim the job and work on it.
+
+        Returns how it ended, or None where that is not ours to say: the message is then dealt
+        with already (parked, given back, or waiting for its next attempt).
+        """
+        try:
+            etag = order.record.claim(lease, previous)
+            if previous is None:
+                lease, etag = _accept(order, lease, etag)
+        except LostLease:
+            held.park()
+            return None
+        log.info("job_taken_up", epoch=lease.epoch, attempt=lease.attempts)
+        keeper = LeaseKeeper(
+            order.record,
+            lease,
+            etag,
+            renew_seconds=self.rules.lease_renew_seconds,
+            term_seconds=self.rules.lease_term_seconds,
+        )
+        attempt = _Attempt(self, order, lease, keeper, held, slot)
+        try:
+            result = attempt.work()
+        finally:
+            quiet = attempt.silence()
+            keeper.close()
+        if keeper.lost.is_set():
+            log.warning("job_was_taken_over", epoch=lease.epoch)
+            held.park()
+            return None
+        if result is None:
+            return None
+        return Ended(result, attempt.last_progress(result), quiet, keeper.let_go)
+
+
+class _Attempt:
+    """The state of one attempt."""
+
+    def __init__(
+        self,
+        room: Attempts,
+        order: Order,
+        lease: Lease,
+        keeper: LeaseKeeper,
+        held: HeldDelivery,
+        slot: TrainerSlot,
+    ) -> None:
+        self._room, self._order, self._lease = room, order, lease
+        self._keeper, self._held, self._slot = keeper, held, slot
+        self._progress = self._start_progress()
+
+    def work(self) -> Result | None:
+        """Run the stages; the result, or None where the job goes on elsewhere or later."""
+        stage_seconds: dict[str, float] = {}
+        with _job_folder(self._room.rules.work_dir) as folder:
+            claimed = Claimed(
+                job=self._order.job,
+                epoch=self._lease.epoch,
+                record=self._order.record,
+                folder=folder,
+                base_model=self._order.base_model,
+                on_event=self._on_event,
+                should_stop=self._should_stop,
+                checkpoint=self._order.record.checkpoint(),
+                stage_seconds=stage_seconds,
+            )
+            try:
+                ended = self._room.stages.run(claimed, self._slot)
+            except Interrupted as stop:
+                ended = StoppedEvent(reason=stop.command.reason, step=0)
+            except JobError as error:
+                return None if self._keeper.lost.is_set() else self._after_error(error)
+            finally:
+                self._slot.recycle()
+        if self._keeper.lost.is_set():
+            return None
+        if isinstance(ended, FinishedEvent):
+            return completed_result(
+                self._order.job,
+                self._order.base,
+                self._lease,
+                ended,
+                stage_seconds,
+                self._room.rules.bucket,
+            )
+        return self._after_stop(ended)
+
+    def silence(self) -> bool:
+        """No further progress; whether none is on its way either."""
+        return self._progress is None or self._progress.close(_LAST_PROGRESS_SECONDS)
+
+    def last_progress(self, result: Result) -> tuple[ProgressBody, int] | None:
+        """The report at 100 % of a completed job that somebody hears of."""
+        if self._progress is None or result.outcome != "completed":
+            return None
+        return self._progress.final_body()
+
+    def _after_stop(self, stopped: StoppedEvent) -> Result | None:
+        match stopped.reason:
+            case "cancel":
+                return self._order.canceled(self._lease.epoch)
+            case "time_limit":
+                return self._order.failed(
+                    self._lease.epoch,
+                    ErrorCode.TIME_LIMIT_EXCEEDED,
+                    f"The training reached its time limit at step {stopped.step}; send it with "
+                    "fewer steps, or ask the operator for a longer limit.",
+                )
+            case "drain":
+                self._keeper.let_go()
+                log.info("job_interrupted", step=stopped.step)
+                self._held.requeue()
+        return None
+
+    def _after_error(self, error: JobError) -> Result | None:
+        log.warning("job_failed", code=error.code, reason=error.message, transient=error.transient)
+        checkpoint = self._order.record.checkpoint()
+        progressed = checkpoint is not None and checkpoint[0].step > self._lease.step
+        last = self._lease.attempts >= self._room.rules.max_attempts and not progressed
+        if last or not error.transient:
+            return self._order.failed(self._lease.epoch, error.code, error.message)
+        self._keeper.let_go(failed=LastError(code=error.code, message=error.message))
+        self._held.move(
+            self._room.topology.retry_for_attempt(self._lease.attempts),
+            **{"x-lora-attempts": self._lease.attempts, "x-lora-code": error.code.value},
+        )
+        return None
+
+    def _should_stop(self) -> StopCommand | None:
+        if self._keeper.lost.is_set() or self._keeper.canceled.is_set():
+            return StopCommand(reason="cancel")
+        return StopCommand(reason="drain") if self._room.stopping() else None
+
+    def _on_event(self, event: StageEvent | StepEvent) -> None:
+        if self._progress is None:
+            return
+        if isinstance(event, StageEvent):
+            self._progress.on_stage(event)
+        else:
+            self._progress.on_step(event)
+
+    def _start_progress(self) -> ProgressReporter | None:
+        base = self._order.base
+        if base is None:
+            return None
+
+        def send(body: ProgressBody, sequence: int) -> None:
+            if not self._keeper.confirm(body.progress.progress_percent):
+                return
+            if not self._room.send_progress(base, body, sequence):
+                log.info("job_canceled_by_receiver")
+                self._keeper.canceled.set()
+                self._order.record.request_cancel()
+
+        return ProgressReporter(
+            send,
+            job_id=self._order.job.job_id,
+            style_id=self._order.job.style_id,
+            epoch=self._lease.epoch,
+            floor_percent=self._lease.percent,
+            interval_seconds=self._room.rules.progress_interval_seconds,
+        )
+
+
+def _accept(order: Order, lease: Lease, etag: str) -> tuple[Lease, str]:
+    """Note when the job was first claimed, by the store's clock."""
+    written = order.record.lease()
+    if written is None or written[1].etag != etag:
+        raise LostLease(order.job.job_id)
+    accepted = written[1].last_modified.timestamp()
+    lease = lease.model_copy(update={"accepted_at": accepted})
+    return lease, order.record.renew(lease, etag)
+
+
+@contextmanager
+def _job_folder(work_dir: Path) -> Iterator[Path]:
+    """A folder of the job's own, gone with it."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="job-", dir=work_dir))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""Is this message a job that we can take? Read it, find its identity, its receiver, its model."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from worker.broker.delivery import Delivery
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.errors import ErrorCode, InvalidJob
+from worker.contract.job import ParsedMessage, TrainingJob, parse_message
+from worker.jobs.conclusion import ended_result
+from worker.jobs.record import JobRecord, Result
+from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job that this worker can train.
+
+    Attributes:
+        base: whom to tell; nobody if None.
+        base_model: what it is trained on.
+        fingerprint: digest of the content; one id belongs to one content.
+        record: its objects in the store.
+        ignored_fields: names in the message that the contract does not know.
+    """
+
+    job: TrainingJob
+    base: str | None
+    base_model: BaseModelEntry
+    fingerprint: str
+    record: JobRecord
+    ignored_fields: tuple[str, ...]
+
+    def failed(self, epoch: int, code: ErrorCode, message: str) -> Result:
+        """The result of this job if it fails."""
+        return ended_result(
+            self.job.job_id, self.job.style_id, self.base, epoch, self.fingerprint, code, message
+        )
+
+    def canceled(self, epoch: int) -> Result:
+        """The result of this job if it is canceled."""
+        sentence = "The job was canceled; nothing was uploaded."
+        return self.failed(epoch, ErrorCode.CANCELED, sentence)
+
+
+class Intake:
+    """Turns deliveries into orders."""
+
+    def __init__(
+        self,
+        *,
+        record: Callable[[str], JobRecord],
+        catalogue: dict[str, BaseModelEntry],
+        default_base_model: str,
+        allow_list: WebhookAllowList,
+        webhook_base_url: str | None,
+        max_images: int,
+    ) -> None:
+        """Keep the operator's rules; `worker.settings` explains each."""
+        self._record = record
+        self._catalogue, self._default_base_model = catalogue, default_base_model
+        self._allow_list, self._webhook_base_url = allow_list, webhook_base_url
+        self._max_images = max_images
+
+    def read(self, delivery: Delivery) -> Order:
+        """The order in a delivery.
+
+        Raises:
+            InvalidJob: the message breaks the contract or the operator's rules.
+            StorageError: its identity could not be looked up.
+        """
+        parsed = parse_message(
+            delivery.body, message_id=delivery.message_id, max_images=self._max_images
+        )
+        job = self._identified(parsed, delivery)
+        base = self._receiver(job)
+        content = job.model_dump_json(exclude={"job_id"})
+        return Order(
+            job=job,
+            base=base,
+            base_model=self._base_model(job, base),
+            fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+            record=self._record(job.job_id),
+            ignored_fields=parsed.ignored_fields,
+        )
+
+    def refusal(self, error: InvalidJob, body: bytes) -> tuple[str, Result | None]:
+        """The id of a refused message, and the failure to record where somebody can be told."""
+        digest = hashlib.sha256(body).hexdigest()
+        job_id = error.job_id or f"sha256-{digest[:40]}"
+        base = self._webhook_base_url or error.webhook_base
+        if error.style_id is None or base is None or not self._allow_list.allows(base):
+            return job_id, None
+        return job_id, ended_result(
+            job_id, error.style_id, base, 0, f"invalid-{digest}", error.code, error.message
+        )
+
+    def _identified(self, parsed: ParsedMessage, delivery: Delivery) -> TrainingJob:
+        """The job under its run's id.
+
+        A body without any id is a new run each time it is published after its last run ended:
+        digest, digest-2, digest-3, …
+        """
+        if not parsed.id_is_digest:
+            return parsed.job
+        digest, run = parsed.job.job_id, 1
+        while self._record(_run_id(digest, run)).result() is not None:
+            run += 1
+        if delivery.redelivered and run > 1 and self._record(_run_id(digest, run)).lease() is None:
+            run -= 1
+        return parsed.job.model_copy(update={"job_id": _run_id(digest, run)})
+
+    def _receiver(self, job: TrainingJob) -> str | None:
+        base = self._webhook_base_url or job.webhook_url
+        if base is None:
+            log.warning("job_without_webhook", job_id=job.job_id, style_id=job.style_id)
+            return None
+        try:
+            self._allow_list.check(base)
+        except WebhookNotAllowed as error:
+            problem = ("webhook_url", error.message.rstrip("."))
+            raise InvalidJob([problem], style_id=job.style_id, job_id=job.job_id) from None
+        return base
+
+    def _base_model(self, job: TrainingJob, base: str | None) -> BaseModelEntry:
+        name = job.parameters.base_model or self._default_base_model
+        entry = self._catalogue.get(name)
+        if entry is None:
+            known = ", ".join(sorted(self._catalogue))
+            what = f"{name!r} is not in this worker's catalogue; it has {known}"
+            raise InvalidJob(
+                [("parameters.base_model", what)],
+                style_id=job.style_id,
+                webhook_base=base,
+                job_id=job.job_id,
+            )
+        return entry
+
+
+def _run_id(digest: str, run: int) -> str:
+    return digest if run == 1 else f"{digest}-{run}"
