@@ -14,8 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from worker import __version__
-from worker.broker.connection import BrokerAddress
 from worker.broker.confirms import PublishFailed
+from worker.broker.connection import BrokerAddress
 from worker.broker.submission import submit as publish
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import InvalidJob, JobError
