@@ -1,7 +1,8 @@
 """How soon is the supervisor up, and how much memory does it take? `python -m benchmarks.startup`.
 
-Measures fresh processes that import the supervisor with all that it needs, and build it. The last
-line is one JSON object: medians of time and memory, and the modules that may not be there.
+Measures fresh processes that import the supervisor with all that it needs, and build it; then a
+real worker that is connected to a real broker and store. The last line is one JSON object: medians
+of time and memory, memory of the connected worker, and the modules that may not be there.
 """
 
 import json
@@ -13,6 +14,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from worker.demo.rabbitmq_node import RabbitMQNode
+from worker.demo.s3_server import S3Server
 
 #: Processes that are measured; the first one warms the file cache and does not count.
 RUNS = 7
@@ -64,6 +68,37 @@ def measure(folder: Path) -> Start:
     return Start(figures["ended"] - began, figures["rss_mb"], figures["heavy"])
 
 
+def connected_rss_mb(folder: Path) -> float:
+    """Peak memory of a worker's supervisor that waits for jobs, MB."""
+    with RabbitMQNode(folder / "rabbitmq") as broker, S3Server() as store:
+        store.client().create_bucket(Bucket="results")
+        environment = {
+            **os.environ,
+            **store.environment,
+            "RABBITMQ_URL": broker.url,
+            "S3_BUCKET": "results",
+            "BASE_MODELS_FILE": str(folder / "models.toml"),
+            "DEFAULT_BASE_MODEL": "tiny",
+        }
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", "run"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert worker.stderr is not None
+        connected = 0
+        for line in worker.stderr:
+            connected += '"broker_connected"' in line
+            if connected == 2:  # the consumers of jobs and of events
+                break
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        worker.terminate()
+        worker.communicate()
+    [peak] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(peak.split()[1]) / 1024
+
+
 def _spread(values: list[float], digits: int) -> str:
     parts = (min(values), statistics.median(values), max(values))
     return " / ".join(f"{part:.{digits}f}" for part in parts) + " (min / median / max)"
@@ -72,14 +107,17 @@ def _spread(values: list[float], digits: int) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = [measure(Path(folder)) for _ in range(RUNS + 1)][1:]
+        connected_mb = connected_rss_mb(Path(folder))
     seconds, memory = [run.seconds for run in runs], [run.rss_mb for run in runs]
     print(f"supervisor built, seconds: {_spread(seconds, 2)}")
     print(f"peak memory, MB:           {_spread(memory, 0)}")
+    print(f"connected worker, MB:      {connected_mb:.0f}")
     print(
         json.dumps(
             {
                 "seconds": round(statistics.median(seconds), 3),
                 "rss_mb": round(statistics.median(memory), 1),
+                "connected_rss_mb": round(connected_mb, 1),
                 "heavy_modules": runs[0].heavy,
             }
         )

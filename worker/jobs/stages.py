@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -88,6 +88,8 @@ class StageRunner:
             resume_from = self._download_checkpoint(claimed)
         ended = self._train(claimed, slot, images, resume_from)
         if isinstance(ended, FinishedEvent):
+            # What is trained is stored, even by a worker that drains.
+            claimed = replace(claimed, should_stop=_unless_drained(claimed.should_stop))
             with stage("uploading", claimed):
                 self._upload(claimed, ended)
         return ended
@@ -259,6 +261,16 @@ def log_stage(event: StageEvent) -> None:
         gpu_peak_bytes=event.memory.peak,
         **event.fields,
     )
+
+
+def _unless_drained(
+    should_stop: Callable[[], StopCommand | None],
+) -> Callable[[], StopCommand | None]:
+    def stop() -> StopCommand | None:
+        command = should_stop()
+        return None if command and command.reason == "drain" else command
+
+    return stop
 
 
 def _stop_here(claimed: Claimed) -> None:

@@ -1,0 +1,137 @@
+"""The stages in the supervisor: what is trained gets stored, what is told to stop stops."""
+
+import hashlib
+import threading
+
+import pytest
+
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.errors import ErrorCode, JobError
+from worker.contract.job import parse_message
+from worker.contract.pipe import FinishedEvent, OutputFile, StopCommand
+from worker.jobs.record import JobRecord
+from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.storage.images import ImageFetcher
+from worker.storage.local import LocalStore
+
+
+class Told:
+    """A stop command that comes when the trainer is done."""
+
+    def __init__(self, reason):
+        self.reason, self.now = reason, threading.Event()
+
+    def __call__(self):
+        return StopCommand(reason=self.reason) if self.now.is_set() else None
+
+
+class FinishingSlot:
+    """A trainer slot whose job ends at once; `then` happens just before."""
+
+    def __init__(self, folder, then=lambda: None):
+        self.folder, self.then = folder, then
+
+    def trainer(self):
+        return self
+
+    def train(self, command, on_event, *, should_stop, time_limit_seconds):
+        path = self.folder / "lora_weights.safetensors"
+        path.write_bytes(b"weights")
+        self.then()
+        return FinishedEvent(
+            files=[
+                OutputFile(
+                    name=path.name,
+                    path=str(path),
+                    bytes=7,
+                    sha256=hashlib.sha256(b"weights").hexdigest(),
+                )
+            ],
+            steps=1,
+            epochs=1,
+            loss=0.5,
+            metadata={},
+        )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path / "store", buckets=["b"])
+
+
+@pytest.fixture
+def stages(store):
+    fetcher = ImageFetcher(
+        s3=store,
+        gs_as_s3=False,
+        https_hosts=(),
+        allow_files=True,
+        max_bytes=10_000,
+        parallelism=2,
+        deadline_seconds=10,
+    )
+    return StageRunner(store=store, fetcher=fetcher, allow_hub=False, time_limit_seconds=60)
+
+
+def claimed(store, tmp_path, should_stop=lambda: None, images=("a.jpg",)):
+    urls = []
+    for name in images:
+        (tmp_path / name).write_bytes(b"a picture")
+        urls.append((tmp_path / name).as_uri())
+    body = (
+        b'{"job_id": "j", "style_id": 1, "image_urls": %s}' % str(urls).replace("'", '"').encode()
+    )
+    return Claimed(
+        job=parse_message(body).job,
+        epoch=1,
+        record=JobRecord(store, "b", "j"),
+        folder=tmp_path / "work",
+        base_model=BaseModelEntry(name="tiny", location="x"),
+        on_event=lambda event: None,
+        should_stop=should_stop,
+        checkpoint=None,
+    )
+
+
+def outputs(store, job):
+    return [url.key for url in store.list(job.record.keys.output_prefix(1))]
+
+
+def test_a_trained_adapter_is_stored_even_while_the_worker_drains(stages, store, tmp_path):
+    told = Told("drain")
+    job = claimed(store, tmp_path, told)
+    assert isinstance(stages.run(job, FinishingSlot(tmp_path, told.now.set)), FinishedEvent)
+    assert outputs(store, job) == ["jobs/j/output/000001/lora_weights.safetensors"]
+
+
+def test_a_canceled_job_uploads_nothing(stages, store, tmp_path):
+    told = Told("cancel")
+    job = claimed(store, tmp_path, told)
+    with pytest.raises(Interrupted):
+        stages.run(job, FinishingSlot(tmp_path, told.now.set))
+    assert outputs(store, job) == []
+
+
+def test_a_draining_worker_begins_nothing(stages, store, tmp_path):
+    told = Told("drain")
+    told.now.set()
+    with pytest.raises(Interrupted):
+        stages.run(claimed(store, tmp_path, told), FinishingSlot(tmp_path))
+
+
+def test_a_file_that_changes_on_the_way_is_not_stored_as_good(stages, store, tmp_path, mocker):
+    job = claimed(store, tmp_path)
+    slot = FinishingSlot(
+        tmp_path, lambda: (tmp_path / "lora_weights.safetensors").write_bytes(b"changed")
+    )
+    with pytest.raises(JobError) as caught:
+        stages.run(job, slot)
+    assert caught.value.code is ErrorCode.UPLOAD_FAILED
+    assert caught.value.transient
+
+
+def test_a_full_disk_is_said_with_its_numbers(stages, store, tmp_path, mocker):
+    mocker.patch("worker.jobs.stages.shutil.disk_usage", return_value=mocker.Mock(free=2**20))
+    with pytest.raises(JobError, match="1 MiB free and needs 512") as caught:
+        stages.run(claimed(store, tmp_path), FinishingSlot(tmp_path))
+    assert caught.value.transient
