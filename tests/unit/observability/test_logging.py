@@ -41,7 +41,11 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
     root = logging.getLogger()
     kept = (root.handlers[:], root.level, sys.excepthook, threading.excepthook)
     config = structlog.get_config()
+    pika = logging.getLogger("pika")
+    pika_level = pika.level
+    pika.setLevel(logging.NOTSET)  # the broker room silences it
     yield Lines(capsys)
+    pika.setLevel(pika_level)
     root.handlers[:], sys.excepthook, threading.excepthook = kept[0], kept[2], kept[3]
     root.setLevel(kept[1])
     logging.captureWarnings(False)

@@ -1,0 +1,115 @@
+"""Whole jobs and their parts on the small base model, on the CPU."""
+
+from pathlib import Path
+
+import torch
+
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.pipe import CheckpointEvent, FinishedEvent, TrainCommand
+from worker.training.adapter import add_adapter
+from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_base_model
+from worker.training.cache import encode
+from worker.training.device import arithmetic_for
+from worker.training.images import read_pictures
+from worker.training.job import run_job
+from worker.training.loop import Lesson, Trainee
+from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
+from worker.training.plan import make_plan
+
+CPU = torch.device("cpu")
+
+
+def command(
+    model: Path,
+    pictures: list[Path],
+    folder: Path,
+    *,
+    job_id="j",
+    seed=7,
+    resume_from=None,
+    **rules,
+) -> TrainCommand:
+    """A job on the small base model: 64 pixels, fp32 unless told otherwise."""
+    output, checkpoints = folder / "out", folder / "checkpoints"
+    for path in (output, checkpoints):
+        path.mkdir(parents=True, exist_ok=True)
+    return TrainCommand(
+        job_id=job_id,
+        style_id=1,
+        parameters={"resolution": 64, "mixed_precision": "no", "max_train_steps": 6, **rules},
+        seed=seed,
+        base_model=BaseModelEntry(name="tiny", location=str(model)),
+        images=[
+            {"index": i, "path": str(p), "source": f"s3://b/{p.name}", "caption": f"shape {i}"}
+            for i, p in enumerate(pictures)
+        ],
+        output_dir=str(output),
+        checkpoint_dir=str(checkpoints),
+        resume_from=resume_from,
+    )
+
+
+def build(order: TrainCommand) -> tuple[LoadedBaseModel, Trainee, Lesson]:
+    """Everything that the loop needs, as `run_job` builds it."""
+    rules = order.parameters
+    model = load_base_model(order.base_model, arithmetic_for("no", CPU), allow_hub=False)
+    pictures, _ = read_pictures(order.images, rules.resolution, "fail")
+    plan = make_plan(rules, len(pictures), device_memory_bytes=0)
+    lesson = Lesson(
+        dataset=encode(model, pictures, mirrored=rules.random_flip),
+        schedule=model.schedule,
+        prediction_type=model.prediction_type,
+        parameters=rules,
+        plan=plan,
+        seed=order.seed,
+    )
+    if plan.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    accelerator = new_accelerator(model.arithmetic)
+    weights = add_adapter(model.unet, rules, order.seed)
+    optimizer = new_optimizer(accelerator, list(weights.values()), rules)
+    trainee = Trainee(
+        unet=model.unet.train(),
+        weights=weights,
+        accelerator=accelerator,
+        optimizer=optimizer,
+        scheduler=new_scheduler(optimizer, rules, plan.total_steps),
+        losses=torch.full((plan.total_steps,), torch.nan),
+    )
+    return model, trainee, lesson
+
+
+def run(order: TrainCommand, shelf: BaseModelShelf | None = None, *, stop_after: int | None = None):
+    """Run a whole job; stops with a drain once `stop_after` steps were asked for."""
+    events, asked = [], [0]
+
+    def should_stop():
+        asked[0] += 1
+        # The first question comes before the training, then one before each step.
+        return "drain" if stop_after is not None and asked[0] > stop_after + 1 else None
+
+    ended = run_job(
+        order, shelf or BaseModelShelf(), CPU, report=events.append, should_stop=should_stop
+    )
+    return ended, events
+
+
+def digests(ended: FinishedEvent) -> dict[str, str]:
+    """sha256 of both adapter files."""
+    return {f.name: f.sha256 for f in ended.files if f.name.endswith(".safetensors")}
+
+
+def last_checkpoint(events) -> str:
+    """Path of the newest checkpoint that was reported."""
+    return [event.path for event in events if isinstance(event, CheckpointEvent)][-1]
+
+
+def weights_of(trainee: Trainee) -> dict[str, torch.Tensor]:
+    """A copy of the adapter's weights."""
+    return {name: weight.detach().clone() for name, weight in trainee.weights.items()}
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two adapters."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)

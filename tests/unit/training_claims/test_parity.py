@@ -1,0 +1,153 @@
+"""Our loop is diffusers' loop with less work: the same weights come out."""
+
+import dataclasses
+
+import pytest
+import torch
+from diffusers.optimization import get_scheduler
+
+from tests.unit.training_claims.builders import (
+    build,
+    command,
+    largest_difference,
+    weights_of,
+)
+from tests.unit.training_claims.reference_loop import reference_scheduler, reference_step
+from worker.training.images import read_pictures
+from worker.training.loop import optimizer_step
+from worker.training.sampler import draw, step_samples
+
+#: Five steps over three pictures: the order is shuffled anew on the way.
+RULES = {
+    "max_train_steps": 5,
+    "max_grad_norm": 0,
+    "lora_dropout": 0,
+    "learning_rate": 1e-3,
+    "rank": 4,
+    "lora_alpha": 7,
+    "lr_scheduler": "cosine",
+}
+
+
+def ours(order):
+    _, trainee, lesson = build(order)
+    start = weights_of(trainee)
+    for _ in range(lesson.plan.total_steps):
+        optimizer_step(trainee, lesson)
+        trainee.step += 1
+    return start, weights_of(trainee)
+
+
+def reference(order):
+    model, trainee, lesson = build(order)
+    rules = order.parameters
+    pictures, _ = read_pictures(order.images, rules.resolution, "fail")
+    weights = list(trainee.weights.values())
+    optimizer = torch.optim.AdamW(weights, lr=rules.learning_rate, weight_decay=1e-2, eps=1e-8)
+    scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=5)
+    ddpm = reference_scheduler(order.base_model.location)
+    for step in range(5):
+        [batch] = step_samples(lesson.plan, order.seed, step)
+        draws = [
+            draw(
+                sample,
+                seed=order.seed,
+                latent_shape=lesson.dataset.latent_shape,
+                timesteps=1000,
+                flip=False,
+                caption_dropout_rate=0,
+            )
+            for sample in batch
+        ]
+        chosen = [pictures[sample.picture] for sample in batch]
+        pixels = torch.stack([picture.pixels for picture in chosen])
+        captions = [picture.file.caption for picture in chosen]
+        reference_step(model, pixels, captions, draws, optimizer, scheduler, ddpm)
+    return weights_of(trainee)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_five_steps_give_the_weights_of_diffusers_script(
+    tiny_base_model, pictures, tmp_path, batch
+):
+    order = command(tiny_base_model, pictures[:4], tmp_path, **RULES, train_batch_size=batch)
+    start, trained = ours(order)
+    assert largest_difference(start, trained) > 1e-3
+    assert largest_difference(trained, reference(order)) < 1e-6
+
+
+def test_parity_would_notice_a_scaling_factor_applied_twice(
+    tiny_base_model, pictures, tmp_path, mocker
+):
+    order = command(tiny_base_model, pictures[:4], tmp_path, **RULES)
+    expected = reference(order)
+    real = dataclasses.replace
+    from worker.training import cache
+
+    encode = cache.encode
+
+    def twice(*args, **kwargs):
+        data = encode(*args, **kwargs)
+        return real(data, scaling_factor=data.scaling_factor**2)
+
+    mocker.patch("tests.unit.training_claims.builders.encode", twice)
+    assert largest_difference(ours(order)[1], expected) > 1e-5
+
+
+def test_checkpointing_on_and_off_give_equal_weights_with_dropout(
+    tiny_base_model, pictures, tmp_path
+):
+    trained = [
+        ours(
+            command(
+                tiny_base_model,
+                pictures,
+                tmp_path,
+                max_train_steps=4,
+                learning_rate=1e-3,
+                lora_dropout=0.1,
+                gradient_checkpointing=on,
+            )
+        )[1]
+        for on in (True, False)
+    ]
+    assert largest_difference(*trained) == 0
+
+
+def accumulated(model, pictures, folder, batch, accumulation, *, double):
+    """Three passes over six pictures in groups of four: every second step has two."""
+    order = command(
+        model,
+        pictures,
+        folder,
+        num_train_epochs=3,
+        max_train_steps=None,
+        lora_dropout=0,
+        train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        # In fp32 AdamW's first steps turn the last bit of a gradient near 0 into a whole step.
+        adam_epsilon=1e-8 if double else 1e-4,
+    )
+    _, trainee, lesson = build(order)
+    if double:
+        trainee.unet.double()
+        data = lesson.dataset
+        wide = {name: getattr(data, name).double() for name in ("mean", "std", "embeddings")}
+        lesson = dataclasses.replace(lesson, dataset=dataclasses.replace(data, **wide))
+
+    for _ in range(lesson.plan.total_steps):
+        optimizer_step(trainee, lesson)
+        trainee.step += 1
+    return weights_of(trainee)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_accumulation_of_four_equals_a_batch_of_four_ragged_end_included(
+    tiny_base_model, pictures, tmp_path, double
+):
+    four, *others = (
+        accumulated(tiny_base_model, pictures, tmp_path, batch, accumulation, double=double)
+        for batch, accumulation in ((4, 1), (1, 4), (2, 2))
+    )
+    for other in others:
+        assert largest_difference(four, other) < 1e-6
