@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "jobs": {
         *("contract", "settings", "outbound", "observability", "broker", "storage", "webhooks"),
     },
-    "demo": {"contract", "storage", "broker"},
+    "demo": {"contract", "settings", "storage", "broker"},
     "cli": {
         *("contract", "settings", "observability", "broker", "storage", "jobs", "demo"),
     },

@@ -17,35 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import pika
 import torch
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from worker.demo.backend import (
+    MODEL_FOLDER,
+    PICTURES,
+    RESULTS_BUCKET,
+    make_catalogue,
+    publish,
+    upload,
+)
 from worker.demo.pictures import draw_pictures
 from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.receiver import Received, Receiver
 from worker.demo.s3_server import S3Server
-from worker.demo.tiny_base_model import make_base_model
-
-#: The style that the demo trains.
-STYLE_ID = 10
-
-#: Pictures that the demo draws.
-PICTURES = 8
-
-#: Buckets of the demo: one for the pictures, one for the results.
-MEDIA_BUCKET, RESULTS_BUCKET = "stylelicense-media", "stylelicense-models"
 
 #: The demo's token; the receiver checks nothing, the journal shows that it arrived.
 TOKEN = "demo-token"  # noqa: S105 - a demo's
 
 #: The demo gives up after so many seconds.
 LIMIT_SECONDS = 300.0
-
-#: Training parameters: small pictures, so that a CPU needs well under a minute.
-PARAMETERS = {"epochs": 8, "learning_rate": 1e-3, "resolution": 64, "mixed_precision": "no"}
 
 
 def run_demo(output: Path) -> int:
@@ -55,10 +49,8 @@ def run_demo(output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as parts:
         console.print("drawing pictures and a small random base model")
-        model = make_base_model(output / "base-model")
         pictures = draw_pictures(output / "pictures", PICTURES)
-        catalogue = output / "base_models.toml"
-        catalogue.write_text(f'[demo]\nlocation = "{model.resolve()}"\nfamily = "sd1"\n')
+        catalogue = make_catalogue(output)
 
         console.print("starting a broker, a store and a receiver")
         broker_url = os.environ.get("RABBITMQ_URL") or _start_broker(parts, output)
@@ -66,11 +58,11 @@ def run_demo(output: Path) -> int:
         receiver = parts.enter_context(Receiver())
         environment = _worker_environment(broker_url, endpoint_url, receiver, catalogue, output)
         store = _store_client(environment)
-        urls = _upload(store, pictures)
+        urls = upload(store, pictures)
 
         parts.enter_context(_worker(environment, output / "worker.log"))
         job_id = str(uuid.uuid4())
-        _publish(broker_url, job_id, urls, receiver.url)
+        publish(broker_url, job_id, urls, receiver.url)
         console.print(f"published job {job_id}; the worker's log is {output / 'worker.log'}")
         journal = _follow(receiver, job_id, console)
 
@@ -84,7 +76,7 @@ def run_demo(output: Path) -> int:
         adapter = output / "lora_weights.safetensors"
         bucket, _, key = adapter_url.removeprefix("s3://").partition("/")
         store.download_file(bucket, key, str(adapter))
-        scaling = load_back(model, adapter)
+        scaling = load_back(output / MODEL_FOLDER, adapter)
 
     _print_journal(journal, console)
     console.print(f"adapter: {adapter_url} (copy: {adapter}), scaling {scaling}")
@@ -177,21 +169,6 @@ def _store_client(environment: Mapping[str, str]) -> Any:
     )
 
 
-def _upload(store: Any, pictures: list[Path]) -> list[str]:
-    present = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
-    for bucket in {MEDIA_BUCKET, RESULTS_BUCKET} - present:
-        store.create_bucket(Bucket=bucket)
-    urls = []
-    for picture in pictures:
-        key = f"training/{STYLE_ID}/{picture.name}"
-        store.upload_file(str(picture), MEDIA_BUCKET, key)
-        caption = picture.with_suffix(".txt")
-        if caption.exists():
-            store.upload_file(str(caption), MEDIA_BUCKET, str(Path(key).with_suffix(".txt")))
-        urls.append(f"s3://{MEDIA_BUCKET}/{key}")
-    return urls
-
-
 @contextlib.contextmanager
 def _worker(environment: Mapping[str, str], log: Path) -> Iterator[None]:
     """The real worker as an operator runs it, stopped by SIGTERM at the end."""
@@ -210,31 +187,6 @@ def _worker(environment: Mapping[str, str], log: Path) -> Iterator[None]:
                 worker.wait(30)
             except subprocess.TimeoutExpired:
                 worker.kill()
-
-
-def _publish(broker_url: str, job_id: str, urls: list[str], webhook_base: str) -> None:
-    """As a backend publishes: declare the queue without arguments, then a persistent message."""
-    message = {
-        "task_id": job_id,
-        "type": "model_training",
-        "data": {
-            "style_id": STYLE_ID,
-            "images": urls,
-            "tags": ["hatched", "shapes"],
-            "parameters": PARAMETERS,
-        },
-        "webhook_url": f"{webhook_base}/api/webhooks/training/{STYLE_ID}/status",
-    }
-    connection = pika.BlockingConnection(pika.URLParameters(broker_url))
-    channel = connection.channel()
-    channel.queue_declare(queue="model_training", durable=True)
-    channel.basic_publish(
-        exchange="",
-        routing_key="model_training",
-        body=json.dumps(message),
-        properties=pika.BasicProperties(content_type="application/json", delivery_mode=2),
-    )
-    connection.close()
 
 
 def _follow(receiver: Receiver, job_id: str, console: Console) -> list[Received]:
