@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from tests.unit.training_claims.builders import (
+from tests.unit.training.builders import (
     build,
     command,
     largest_difference,
     weights_of,
 )
-from tests.unit.training_claims.reference_loop import reference_scheduler, reference_step
+from tests.unit.training.reference_loop import reference_scheduler, reference_step
 from worker.training.images import read_pictures
 from worker.training.loop import optimizer_step
 from worker.training.sampler import draw, step_samples
@@ -90,7 +90,7 @@ def test_parity_would_notice_a_scaling_factor_applied_twice(
         data = encode(*args, **kwargs)
         return real(data, scaling_factor=data.scaling_factor**2)
 
-    mocker.patch("tests.unit.training_claims.builders.encode", twice)
+    mocker.patch("tests.unit.training.builders.encode", twice)
     assert largest_difference(ours(order)[1], expected) > 1e-5
 
 

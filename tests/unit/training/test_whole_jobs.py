@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.training_claims.builders import build, command, digests, last_checkpoint, run
+from tests.unit.training.builders import build, command, digests, last_checkpoint, run
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, LogEvent, StoppedEvent
 from worker.training.base_model import BaseModelShelf
