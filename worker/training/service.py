@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from types import FrameType
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from pydantic import ValidationError
 
@@ -58,8 +58,10 @@ class Service:
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         shelf = BaseModelShelf()
         while (command := self._jobs.get()) is not None:
-            self._say(self._train(command, shelf))
+            ended = self._train(command, shelf)
+            # Free before the word is out: whoever hears it may send the next job at once.
             self._busy, self._stop = False, None
+            self._say(ended)
             if self._terminated:
                 return EXIT_CHECKPOINTED
         return EXIT_CHECKPOINTED if self._terminated else 0
@@ -141,15 +143,19 @@ def private_event_pipe() -> BinaryIO:
     return events
 
 
-def main() -> int:
-    """Serve the process that started us."""
+def main() -> NoReturn:
+    """Serve the process that started us, then end."""
     die_with_parent()
     service = Service(sys.stdin.buffer, private_event_pipe())
     signal.signal(signal.SIGTERM, service.terminate)
     # A terminal's Ctrl-C is for the supervisor, which tells us what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return service.run()
+    status = service.run()
+    # The listening thread may still wait for input: the interpreter's own shutdown would abort on
+    # the lock that it holds. Every event is flushed by now.
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
