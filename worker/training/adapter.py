@@ -11,6 +11,9 @@ from worker.training.sampler import derived_seed
 #: PEFT's name of the one adapter.
 ADAPTER = "default"
 
+#: Layers that an adapter goes beside.
+_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
+
 
 def add_adapter(
     unet: UNet2DConditionModel, parameters: TrainingParameters, seed: int
@@ -21,19 +24,13 @@ def add_adapter(
     ones lose small updates. So they are cast before any optimizer sees them.
 
     Raises:
-        JobError: `INVALID_JOB`, a target module is not in this model.
+        JobError: `INVALID_JOB`, a target module is not in this model or is no layer.
     """
-    modules = [name for name, _ in unet.named_modules()]
-    missing = [
-        target
-        for target in parameters.target_modules
-        if not any(name == target or name.endswith("." + target) for name in modules)
-    ]
-    if missing:
+    if missing := _no_layers(unet, parameters.target_modules):
         raise JobError(
             ErrorCode.INVALID_JOB,
-            f"parameters.target_modules: {', '.join(missing)} names no layer of this base model; "
-            "use attn, attn-mlp, or names such as to_q.",
+            f"parameters.target_modules: {', '.join(missing)} names no layer of this base model "
+            "that can have an adapter; use attn, attn-mlp, or names such as to_q.",
         )
     torch.manual_seed(derived_seed(seed, "adapter"))
     unet.add_adapter(
@@ -50,6 +47,17 @@ def add_adapter(
     for parameter in trainable.values():
         parameter.data = parameter.data.to(torch.float32)
     return trainable
+
+
+def _no_layers(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> list[str]:
+    """The targets that name nothing in `unet`, or something that is not a linear layer."""
+    modules = dict(unet.named_modules())
+    wrong = []
+    for target in targets:
+        named = [m for name, m in modules.items() if f".{name}".endswith(f".{target}")]
+        if not named or not all(isinstance(module, _LAYERS) for module in named):
+            wrong.append(target)
+    return wrong
 
 
 def remove_adapter(unet: UNet2DConditionModel) -> None:

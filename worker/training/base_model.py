@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from worker.contract.base_model import BaseModelEntry
@@ -12,6 +13,13 @@ from worker.contract.errors import ErrorCode, JobError
 from worker.training.adapter import remove_adapter
 from worker.training.device import Arithmetic
 from worker.training.objective import NoiseSchedule
+
+#: What a UNet may be trained to predict.
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+#: Tokens of the vocabulary that transformers makes up where it finds no tokenizer files: start and
+#: end of a text. Every caption would be the same to the model.
+_NO_VOCABULARY = 2
 
 
 @dataclass
@@ -43,9 +51,10 @@ class BaseModelShelf:
     def get(self, entry: BaseModelEntry, arithmetic: Arithmetic) -> LoadedBaseModel:
         """The model, clean of any adapter. Raises `JobError` BASE_MODEL_UNAVAILABLE."""
         kept = self._model
-        if kept is None or (kept.entry, kept.arithmetic) != (entry, arithmetic):
+        if kept is None or not _serves(kept, entry, arithmetic):
             self._model = kept = None  # free the old one before the new one is loaded
             self._model = kept = load_base_model(entry, arithmetic, allow_hub=self.allow_hub)
+        kept.arithmetic = arithmetic
         self.tidy()
         return kept
 
@@ -55,32 +64,53 @@ class BaseModelShelf:
             remove_adapter(self._model.unet)
 
 
+def _serves(kept: LoadedBaseModel, entry: BaseModelEntry, arithmetic: Arithmetic) -> bool:
+    """Whether the weights in memory are those that would be loaded."""
+    return (kept.entry, kept.arithmetic.device, kept.arithmetic.base_dtype) == (
+        entry,
+        arithmetic.device,
+        arithmetic.base_dtype,
+    )
+
+
 def load_base_model(
     entry: BaseModelEntry, arithmetic: Arithmetic, *, allow_hub: bool
 ) -> LoadedBaseModel:
     """Load every part of a Stable Diffusion 1.x pipeline, safetensors only.
 
     Raises:
-        JobError: BASE_MODEL_UNAVAILABLE, naming the model, not where it lies.
+        JobError: BASE_MODEL_UNAVAILABLE, naming the model, not where it lies: a part is missing or
+            damaged, or the parts do not fit together.
+        torch.OutOfMemoryError: the GPU is too full; that is not the model's fault.
     """
     try:
         common = {"revision": entry.revision, "local_files_only": not allow_hub}
         weights = {**common, "variant": entry.variant, "use_safetensors": True}
         tokenizer = CLIPTokenizer.from_pretrained(entry.location, subfolder="tokenizer", **common)
-        text_encoder = CLIPTextModel.from_pretrained(
-            entry.location, subfolder="text_encoder", dtype=torch.float32, **weights
+        text_encoder, text_info = CLIPTextModel.from_pretrained(
+            entry.location,
+            subfolder="text_encoder",
+            dtype=torch.float32,
+            output_loading_info=True,
+            **weights,
         )
-        vae = AutoencoderKL.from_pretrained(
-            entry.location, subfolder="vae", torch_dtype=torch.float32, **weights
+        vae, vae_info = AutoencoderKL.from_pretrained(
+            entry.location,
+            subfolder="vae",
+            torch_dtype=torch.float32,
+            output_loading_info=True,
+            **weights,
         )
+        _refuse_random_weights(text_info, vae_info)
         scheduler = DDPMScheduler.from_pretrained(entry.location, subfolder="scheduler", **common)
         unet = load_unet(entry, arithmetic, allow_hub=allow_hub)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise JobError(
-            ErrorCode.BASE_MODEL_UNAVAILABLE,
-            f"The base model {entry.name} cannot be loaded ({type(error).__name__}); the operator "
-            "has to provide its safetensors files, or send another parameters.base_model.",
-        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _unavailable(entry, f"cannot be loaded ({type(error).__name__})") from error
+    prediction_type = str(scheduler.config.prediction_type)
+    if misfit := _misfit(tokenizer, text_encoder, vae, unet, prediction_type):
+        raise _unavailable(entry, f"cannot be trained: {misfit}")
     for part in (text_encoder, vae):
         part.requires_grad_(requires_grad=False)
         part.to(arithmetic.device).eval()
@@ -92,7 +122,7 @@ def load_base_model(
         vae=vae,
         unet=unet,
         schedule=NoiseSchedule(scheduler.alphas_cumprod, arithmetic.device),
-        prediction_type=str(scheduler.config.prediction_type),
+        prediction_type=prediction_type,
     )
 
 
@@ -100,7 +130,7 @@ def load_unet(
     entry: BaseModelEntry, arithmetic: Arithmetic, *, allow_hub: bool
 ) -> UNet2DConditionModel:
     """The UNet alone, frozen, in eval mode."""
-    unet = UNet2DConditionModel.from_pretrained(
+    unet, info = UNet2DConditionModel.from_pretrained(
         entry.location,
         subfolder="unet",
         revision=entry.revision,
@@ -108,6 +138,39 @@ def load_unet(
         local_files_only=not allow_hub,
         use_safetensors=True,
         torch_dtype=arithmetic.base_dtype,
+        output_loading_info=True,
     )
+    _refuse_random_weights(info)
     unet.requires_grad_(requires_grad=False)
     return unet.to(arithmetic.device).eval()
+
+
+def _refuse_random_weights(*loading_infos: dict[str, Any]) -> None:
+    """The libraries only warn where a file lacks weights, and go on with random ones."""
+    missing = sum(len(info["missing_keys"]) for info in loading_infos)
+    if missing:
+        raise ValueError(f"{missing} weights are not in the model's files")
+
+
+def _misfit(
+    tokenizer: Any, text_encoder: Any, vae: Any, unet: Any, prediction_type: str
+) -> str | None:
+    """Why these parts cannot be trained together, as half a sentence; None if they can."""
+    words, known = len(tokenizer), text_encoder.config.vocab_size
+    if not _NO_VOCABULARY < words <= known:
+        return f"its tokenizer has {words} tokens and its text encoder knows {known}"
+    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+        return "its UNet and its text encoder are of different families"
+    if unet.config.in_channels != vae.config.latent_channels:
+        return f"its UNet takes {unet.config.in_channels} channels, as one for inpainting does"
+    if prediction_type not in PREDICTION_TYPES:
+        return f"it predicts {prediction_type!r}, which is not one of {', '.join(PREDICTION_TYPES)}"
+    return None
+
+
+def _unavailable(entry: BaseModelEntry, what: str) -> JobError:
+    return JobError(
+        ErrorCode.BASE_MODEL_UNAVAILABLE,
+        f"The base model {entry.name} {what}; the operator has to provide its safetensors files, "
+        "or send another parameters.base_model.",
+    )

@@ -97,7 +97,8 @@ def _posterior(
 def _embedding(model: LoadedBaseModel, caption: str) -> torch.Tensor:
     tokens = model.tokenizer(
         caption,
-        max_length=model.tokenizer.model_max_length,
+        # The text encoder's own limit: a tokenizer whose files do not say it has none.
+        max_length=model.text_encoder.config.max_position_embeddings,
         padding="max_length",
         truncation=True,
         return_tensors="pt",
