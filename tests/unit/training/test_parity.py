@@ -43,7 +43,9 @@ def reference(order):
     rules = order.parameters
     pictures, _ = read_pictures(order.images, rules.resolution, "fail")
     weights = list(trainee.weights.values())
-    optimizer = torch.optim.AdamW(weights, lr=rules.learning_rate, weight_decay=1e-2, eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        weights, lr=rules.learning_rate, weight_decay=1e-2, eps=rules.adam_epsilon
+    )
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=5)
     ddpm = reference_scheduler(order.base_model.location)
     for step in range(5):
@@ -70,10 +72,21 @@ def reference(order):
 def test_five_steps_give_the_weights_of_diffusers_script(
     tiny_base_model, pictures, tmp_path, batch
 ):
-    order = command(tiny_base_model, pictures[:4], tmp_path, **RULES, train_batch_size=batch)
+    # In a batch of two the reference's encoder rounds otherwise than one picture at a time does,
+    # and AdamW's first steps turn the last bit of a gradient near 0 into a whole step.
+    epsilon = 1e-8 if batch == 1 else 1e-5
+    order = command(
+        tiny_base_model,
+        pictures[:4],
+        tmp_path,
+        **RULES,
+        train_batch_size=batch,
+        adam_epsilon=epsilon,
+    )
     start, trained = ours(order)
     assert largest_difference(start, trained) > 1e-3
-    assert largest_difference(trained, reference(order)) < 1e-6
+    difference = largest_difference(trained, reference(order))
+    assert difference < 1e-6
 
 
 def test_parity_would_notice_a_scaling_factor_applied_twice(
