@@ -16,15 +16,19 @@ import typer
 from worker import __version__
 from worker.broker.confirms import PublishFailed
 from worker.broker.connection import BrokerAddress
+from worker.broker.publisher import Publisher
 from worker.broker.submission import submit as publish
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import InvalidJob, JobError
-from worker.contract.job import ParsedMessage, parse_message
+from worker.contract.job import JOB_ID_PATTERN, ParsedMessage, parse_message
 from worker.contract.pipe import FinishedEvent
 from worker.contract.schema import json_schema
-from worker.jobs.assembly import catalogue_of, s3_store
+from worker.jobs.assembly import catalogue_of, s3_store, topology_of
+from worker.jobs.control import announce_cancel
+from worker.jobs.decide import describe
 from worker.jobs.local_run import pictures_in, train_locally
 from worker.jobs.record import JobRecord, Result
+from worker.jobs.runner import look
 from worker.jobs.supervisor import Supervisor
 from worker.observability.logging import configure_logging
 from worker.observability.progress_bar import ProgressBar
@@ -52,6 +56,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+jobs_app = typer.Typer(help="Look at jobs.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
 
 JobFile = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="A job message as JSON.")
@@ -163,6 +170,43 @@ def validate(job_file: JobFile) -> None:
 
 
 @app.command()
+def cancel(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> None:
+    """End a job, running or queued: nothing is uploaded, its sender hears CANCELED."""
+    settings = _settings()
+    configure_logging("WARNING", "console", settings.secret_values)
+    record = _record(job_id, settings)
+    try:
+        if (result := record.result()) is not None:
+            _complain(f"the job has ended already: {result.outcome}", EXIT_BAD_JOB)
+        record.request_cancel()
+    except StorageError as error:
+        _complain(f"the store cannot be used: {error}", EXIT_UNAVAILABLE)
+    publisher = Publisher(BrokerAddress(settings.broker_url), name="cancel")
+    try:
+        heard = announce_cancel(publisher, topology_of(settings), job_id)
+    finally:
+        publisher.close()
+    when = "at its next step" if heard else f"within {settings.lease_renew_seconds:g} s"
+    typer.echo(f"canceled: a running job stops {when}; a queued one when it is delivered")
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> None:
+    """Say where a job stands, as one JSON object."""
+    settings = _settings()
+    configure_logging("WARNING", "console", settings.secret_values)
+    record = _record(job_id, settings)
+    try:
+        found, _ = look(record)
+        standing = describe(found, lease_term_seconds=settings.lease_term_seconds)
+    except StorageError as error:
+        _complain(f"the store cannot be used: {error}", EXIT_UNAVAILABLE)
+    typer.echo(json.dumps({"job_id": job_id, **standing}, indent=2))
+    if standing["state"] == "unknown":
+        raise typer.Exit(EXIT_BAD_JOB)
+
+
+@app.command()
 def schema() -> None:
     """Print the contract as JSON Schema."""
     typer.echo(json.dumps(json_schema(), indent=2))
@@ -251,8 +295,14 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _record(job_id: str, settings: Settings) -> JobRecord:
+    if not re.fullmatch(JOB_ID_PATTERN, job_id):
+        _complain(f"{job_id!r} is not a job id", EXIT_BAD_JOB)
+    return JobRecord(s3_store(settings), settings.s3_bucket, job_id)
+
+
 def _wait_for(job_id: str, settings: Settings) -> Result:
-    record = JobRecord(s3_store(settings), settings.s3_bucket, job_id)
+    record = _record(job_id, settings)
     while True:
         try:
             if result := record.result():

@@ -103,3 +103,47 @@ def test_a_wrong_call_is_said_in_one_sentence(site, tmp_path, arguments, status,
     assert answer.returncode == status, answer.stderr
     assert says in " ".join(answer.stderr.split())
     assert "Traceback" not in answer.stderr
+
+
+def test_cancel_stops_a_running_job_at_once_and_its_sender_hears_it(site, tmp_path):
+    message = site.message("to-cancel", parameters={"max_train_steps": 50_000})
+    with site.worker(LEASE_TERM_SECONDS="300", LEASE_RENEW_SECONDS="100") as worker:
+        site.publish(message)
+        worker.wait_for_log("stage_started", stage="training")
+        shown = lora_worker("jobs", "show", "to-cancel", env=site.environment())
+        answer = lora_worker("cancel", "to-cancel", env=site.environment())
+        end = site.wait_for_end("to-cancel")
+        assert worker.log("job_canceled_by_operator")
+    assert json.loads(shown.stdout)["state"] == "training"
+    assert answer.returncode == 0, answer.stderr
+    assert "at its next step" in answer.stdout
+    assert (end.event, end.json["error_code"]) == ("failed", "CANCELED")
+    assert not site.objects("models/")
+    again = lora_worker("cancel", "to-cancel", env=site.environment())
+    assert again.returncode == 65
+    assert "has ended already: canceled" in again.stderr
+
+
+def test_a_queued_job_that_is_canceled_is_never_trained(site):
+    message = site.message("queued")
+    site.publish(message)
+    answer = lora_worker("cancel", "queued", env=site.environment())
+    assert answer.returncode == 0, answer.stderr
+    with site.worker() as worker:
+        end = site.wait_for_end("queued")
+    assert end.json["error_code"] == "CANCELED"
+    assert not worker.log("job_taken_up")
+
+
+def test_jobs_show_tells_how_a_job_ended_and_that_one_is_unknown(site):
+    message = site.message("shown")
+    with site.worker():
+        site.publish(message)
+        site.wait_for_end("shown")
+    shown = lora_worker("jobs", "show", "shown", env=site.environment())
+    assert shown.returncode == 0, shown.stderr
+    told = json.loads(shown.stdout)
+    assert (told["state"], told["body"]["style_id"]) == ("completed", 10)
+    unknown = lora_worker("jobs", "show", "nobody-knows", env=site.environment())
+    assert unknown.returncode == 65
+    assert json.loads(unknown.stdout)["state"] == "unknown"
