@@ -17,6 +17,7 @@ from worker.contract.base_model import BaseModelEntry, CatalogueError, load_cata
 from worker.contract.events import ENDPOINTS, ProgressBody, idempotency_key
 from worker.jobs.attempt import AttemptRules, Attempts
 from worker.jobs.conclusion import Conclusion
+from worker.jobs.control import RunningJobs
 from worker.jobs.devices import visible_gpus
 from worker.jobs.intake import Intake
 from worker.jobs.outbox import Outbox, OutboxSender
@@ -111,20 +112,25 @@ def assemble(settings: Settings) -> Parts:
                 total_deadline_seconds=settings.webhook_timeout_seconds,
             ),
         ),
-        topology=Topology(
-            queue=settings.rabbitmq_queue,
-            queue_type=settings.rabbitmq_queue_type,
-            parked_seconds=settings.parked_seconds,
-            dead_max_messages=settings.dead_letter_max_messages,
-            job_retry_seconds=settings.job_retry_seconds,
-            events_retry_seconds=settings.webhook_retry_seconds,
-        ),
+        topology=topology_of(settings),
         address=address,
         publisher=Publisher(address, name="publisher"),
     )
 
 
-def job_runner(parts: Parts, *, stopping: Callable[[], bool]) -> JobRunner:
+def topology_of(settings: Settings) -> Topology:
+    """The names and kinds of the queues."""
+    return Topology(
+        queue=settings.rabbitmq_queue,
+        queue_type=settings.rabbitmq_queue_type,
+        parked_seconds=settings.parked_seconds,
+        dead_max_messages=settings.dead_letter_max_messages,
+        job_retry_seconds=settings.job_retry_seconds,
+        events_retry_seconds=settings.webhook_retry_seconds,
+    )
+
+
+def job_runner(parts: Parts, *, running: RunningJobs, stopping: Callable[[], bool]) -> JobRunner:
     """What handles the deliveries of the job queues."""
     settings = parts.settings
     return JobRunner(
@@ -155,6 +161,7 @@ def job_runner(parts: Parts, *, stopping: Callable[[], bool]) -> JobRunner:
                 allow_hub=settings.allow_model_hub,
                 time_limit_seconds=settings.job_time_limit_seconds,
             ),
+            running=running,
             send_progress=parts.send_progress,
             stopping=stopping,
         ),

@@ -14,6 +14,7 @@ from worker.contract.errors import ErrorCode, JobError
 from worker.contract.events import ProgressBody
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
 from worker.jobs.conclusion import completed_result
+from worker.jobs.control import RunningJobs
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Order
 from worker.jobs.lease_keeper import LeaseKeeper
@@ -63,6 +64,7 @@ class Attempts:
     """What attempts need of the worker.
 
     Attributes:
+        running: told of every job that begins and ends here.
         send_progress: sends one report to a base; False if the receiver said 410 Gone.
         stopping: whether the worker drains.
     """
@@ -70,6 +72,7 @@ class Attempts:
     rules: AttemptRules
     topology: Topology
     stages: StageRunner
+    running: RunningJobs
     send_progress: Callable[[str, ProgressBody, int], bool]
     stopping: Callable[[], bool]
 
@@ -101,10 +104,12 @@ class Attempts:
             renew_seconds=self.rules.lease_renew_seconds,
             term_seconds=self.rules.lease_term_seconds,
         )
+        self.running.add(order.job.job_id, keeper.canceled)
         attempt = _Attempt(self, order, lease, keeper, held, slot)
         try:
             result = attempt.work()
         finally:
+            self.running.remove(order.job.job_id)
             quiet = attempt.silence()
             keeper.close()
         if keeper.lost.is_set():

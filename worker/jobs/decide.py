@@ -1,6 +1,8 @@
 """What is to be done with a delivered job? A table over what the store says, as a pure function."""
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from worker.contract.errors import ErrorCode
 from worker.jobs.record import Lease, Result
@@ -122,3 +124,35 @@ def _give_up(lease: Lease | None, epoch: int, max_attempts: int) -> GiveUp:
         f"The training was started {max_attempts} times and its worker ended each time without "
         "progress; send the job again, and tell the operator if it happens again.",
     )
+
+
+def describe(found: Snapshot, *, lease_term_seconds: float) -> dict[str, Any]:
+    """What a person on call wants to know of a job, as plain values.
+
+    `state` is completed, failed or canceled; training; interrupted, failing (waits for its next
+    attempt) or lost (its worker is gone); unknown.
+    """
+    if found.result is not None:
+        return {
+            "state": found.result.outcome,
+            "epoch": found.result.epoch,
+            "announced": found.announced,
+            "event": found.result.event,
+            "body": json.loads(found.result.event_body),
+        }
+    lease = found.lease
+    if lease is None:
+        return {"state": "canceled" if found.canceled else "unknown"}
+    stale = found.lease_age_seconds >= lease_term_seconds
+    states = {"held": "lost" if stale else "training", "released": "interrupted"}
+    return {
+        "state": states.get(lease.state, "failing"),
+        "owner": lease.owner,
+        "epoch": lease.epoch,
+        "attempt": lease.attempts,
+        "progress_percent": lease.percent,
+        "checkpoint_step": found.checkpoint_step,
+        "renewed_seconds_ago": round(found.lease_age_seconds, 1),
+        "cancel_requested": found.canceled,
+        "last_error": lease.error.model_dump(mode="json") if lease.error else None,
+    }

@@ -159,6 +159,10 @@ class JobRecord:
         """The terminal event needs no further try."""
         self._store.write(self.keys.delivered, b"{}", content_type=_JSON)
 
+    def clear_delivered(self) -> None:
+        """The terminal event is to be tried again."""
+        self._store.delete(self.keys.delivered)
+
     # --- cancel
 
     def is_canceled(self) -> bool:

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from types import FrameType
 
 import structlog
+from pika.adapters.blocking_connection import BlockingChannel
 
 from worker import __version__
 from worker.broker.consumer import Consumer, Delivery
+from worker.broker.topology import declare_control_queue
 from worker.jobs.assembly import assemble, job_runner, outbox_sender, trainer_slots
+from worker.jobs.control import ControlListener, RunningJobs
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.slots import Slot
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
@@ -45,7 +48,8 @@ class Supervisor:
         self._signals = 0
         self._gave_up = False
         self._parts = assemble(settings)
-        self._runner = job_runner(self._parts, stopping=self._stop.is_set)
+        self._running = RunningJobs()
+        self._runner = job_runner(self._parts, running=self._running, stopping=self._stop.is_set)
         self._sender = outbox_sender(self._parts)
         self._trainers = trainer_slots(self._parts, trainer_command)
         self._job_slots = [self._job_slot(i, trainer) for i, trainer in enumerate(self._trainers)]
@@ -53,6 +57,8 @@ class Supervisor:
         topology = self._parts.topology
         self._jobs = self._consumer("jobs", [topology.resume, topology.main], self._job_slots)
         self._events = self._consumer("events", [topology.events], self._event_slots)
+        self._control_slot = self._listening_slot()
+        self._control = self._control_consumer()
 
     # --- running
 
@@ -67,11 +73,12 @@ class Supervisor:
             gpus=self._parts.gpus,
             environment=settings.environment,
         )
-        for slot in (*self._job_slots, *self._event_slots):
+        for slot in (*self._job_slots, *self._event_slots, self._control_slot):
             slot.start()
         if not self._check_store():
             return 0
         self._events.start()
+        self._control.start()
         self._jobs.start()
         self._stop.wait()
         return self._shut_down()
@@ -100,7 +107,7 @@ class Supervisor:
         ended = _finish(self._job_slots, deadline)
         self._events.stop_consuming()
         ended = _finish(self._event_slots, deadline) and ended
-        for part in (self._jobs, self._events, self._parts.publisher):
+        for part in (self._jobs, self._events, self._control, self._parts.publisher):
             part.close()
         for slot in self._trainers:
             slot.kill()
@@ -171,6 +178,31 @@ class Supervisor:
                 self._events.ack(delivery)
 
         return Slot(index, name="event", handle=handle, free=lambda i: self._events.free(i))
+
+    def _listening_slot(self) -> Slot:
+        listener = ControlListener(self._running)
+
+        def handle(delivery: Delivery) -> None:
+            listener.handle(delivery)
+            self._control.ack(delivery)
+
+        return Slot(0, name="control", handle=handle, free=lambda i: self._control.free(i))
+
+    def _control_consumer(self) -> Consumer:
+        topology, owner = self._parts.topology, self._parts.owner
+
+        def declare(channel: BlockingChannel) -> None:
+            declare_control_queue(channel, topology, owner)
+
+        return Consumer(
+            self._parts.address,
+            queues=[topology.control_queue(owner)],
+            slots=1,
+            on_delivery=self._control_slot.deliver,
+            declare=declare,
+            name="control",
+            give_up_after_seconds=self._settings.rabbitmq_give_up_seconds,
+        )
 
     def _consumer(self, name: str, queues: list[str], slots: list[Slot]) -> Consumer:
         return Consumer(
