@@ -1,0 +1,184 @@
+"""The verbs of whoever is on call: cancel a job, look at one, deal with what was given up."""
+
+import json
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from worker.broker.confirms import PublishFailed
+from worker.broker.connection import BrokerAddress
+from worker.broker.inspection import QueuedMessage, look_at, move, purge
+from worker.broker.publisher import Publisher
+from worker.cli.outcome import (
+    EXIT_BAD_JOB,
+    EXIT_UNAVAILABLE,
+    complain,
+    record_of,
+    settings_or_exit,
+)
+from worker.jobs.assembly import topology_of
+from worker.jobs.control import announce_cancel
+from worker.jobs.decide import describe
+from worker.jobs.outbox import OutboxMessage
+from worker.jobs.replay import fresh_event, fresh_job, job_id_of
+from worker.jobs.runner import look
+from worker.observability.logging import configure_logging
+from worker.storage.store import StorageError
+
+jobs_app = typer.Typer(help="Look at jobs.", no_args_is_help=True)
+dead_app = typer.Typer(help="Jobs that nobody will try again.", no_args_is_help=True)
+events_app = typer.Typer(help="Terminal webhooks that were given up.", no_args_is_help=True)
+
+
+def cancel(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> None:
+    """End a job, running or queued: nothing is uploaded, its sender hears CANCELED."""
+    settings = settings_or_exit()
+    configure_logging("WARNING", "console", settings.secret_values)
+    record = record_of(job_id, settings)
+    try:
+        if (result := record.result()) is not None:
+            complain(f"the job has ended already: {result.outcome}", EXIT_BAD_JOB)
+        record.request_cancel()
+    except StorageError as error:
+        complain(f"the store cannot be used: {error}", EXIT_UNAVAILABLE)
+    publisher = Publisher(BrokerAddress(settings.broker_url), name="cancel")
+    try:
+        heard = announce_cancel(publisher, topology_of(settings), job_id)
+    finally:
+        publisher.close()
+    when = "at its next step" if heard else f"within {settings.lease_renew_seconds:g} s"
+    typer.echo(f"canceled: a running job stops {when}; a queued one when it is delivered")
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> None:
+    """Say where a job stands, as one JSON object."""
+    settings = settings_or_exit()
+    configure_logging("WARNING", "console", settings.secret_values)
+    record = record_of(job_id, settings)
+    try:
+        found, _ = look(record)
+        standing = describe(found, lease_term_seconds=settings.lease_term_seconds)
+    except StorageError as error:
+        complain(f"the store cannot be used: {error}", EXIT_UNAVAILABLE)
+    typer.echo(json.dumps({"job_id": job_id, **standing}, indent=2))
+    if standing["state"] == "unknown":
+        raise typer.Exit(EXIT_BAD_JOB)
+
+
+@dead_app.command("list")
+def dead_list() -> None:
+    """One line a dead job: id, code, when, why."""
+    for message in _queue("dead"):
+        told = (message.headers.get(f"x-lora-{name}", "") for name in ("code", "failed-at"))
+        reason = message.headers.get("x-lora-message", "")
+        typer.echo("\t".join([job_id_of(message), *map(str, told), str(reason)]))
+
+
+@dead_app.command("show")
+def dead_show(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> None:
+    """A dead job's headers and its message as it was published."""
+    for message in _queue("dead"):
+        if job_id_of(message) == job_id:
+            headers = {k: v for k, v in message.headers.items() if k.startswith("x-lora-")}
+            typer.echo(
+                json.dumps(
+                    {"headers": headers, "body": message.body.decode("utf-8", "replace")}, indent=2
+                )
+            )
+            return
+    complain(f"no dead job has the id {job_id}", EXIT_BAD_JOB)
+
+
+@dead_app.command("replay")
+def dead_replay(
+    job_id: Annotated[str | None, typer.Argument(help="The job's id; all of them if none.")] = None,
+) -> None:
+    """Publish dead jobs anew, each under a new id, and take them out of the quarantine."""
+
+    def chosen(message: QueuedMessage) -> QueuedMessage | None:
+        if job_id not in (None, job_id_of(message)):
+            return None
+        fresh = fresh_job(message)
+        if fresh is None:
+            typer.echo(f"{job_id_of(message)}: stays, its body is not a job", err=True)
+        else:
+            typer.echo(f"{job_id_of(message)} is published as {fresh.message_id}")
+        return fresh
+
+    _moved("dead", "main", chosen)
+
+
+@dead_app.command("purge")
+def dead_purge(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Throw all dead jobs away."""
+    settings = settings_or_exit()
+    queue = topology_of(settings).dead
+    if not yes:
+        typer.confirm(f"Throw away every message of {queue}?", abort=True)
+    try:
+        typer.echo(f"{purge(BrokerAddress(settings.broker_url), queue)} thrown away")
+    except PublishFailed as error:
+        complain(str(error), EXIT_UNAVAILABLE)
+
+
+@events_app.command("list")
+def events_list() -> None:
+    """One line a terminal webhook that was given up: job, event, receiver, why."""
+    for message in _queue("events_dead"):
+        try:
+            event = OutboxMessage.model_validate_json(message.body)
+        except ValidationError:
+            typer.echo(f"{message.message_id}\tnot readable")
+            continue
+        reason = str(message.headers.get("x-lora-reason", ""))
+        typer.echo("\t".join([event.job_id, event.event, event.base, reason]))
+
+
+@events_app.command("replay")
+def events_replay(
+    job_id: Annotated[str | None, typer.Argument(help="The job's id; all of them if none.")] = None,
+) -> None:
+    """Send given-up webhooks again, as they were, with all their tries before them."""
+    settings = settings_or_exit()
+
+    def chosen(message: QueuedMessage) -> QueuedMessage | None:
+        event = OutboxMessage.model_validate_json(message.body)
+        if job_id not in (None, event.job_id):
+            return None
+        typer.echo(f"{event.job_id}: {event.event} goes to {event.base} again")
+        return fresh_event(message, record_of(event.job_id, settings))
+
+    _moved("events_dead", "events", chosen)
+
+
+def _queue(name: str) -> list[QueuedMessage]:
+    """The messages of one queue of the topology, left where they are."""
+    settings = settings_or_exit()
+    configure_logging("WARNING", "console", settings.secret_values)
+    queue = getattr(topology_of(settings), name)
+    try:
+        return look_at(BrokerAddress(settings.broker_url), queue)
+    except PublishFailed as error:
+        complain(str(error), EXIT_UNAVAILABLE)
+
+
+def _moved(
+    source: str, target: str, chosen: Callable[[QueuedMessage], QueuedMessage | None]
+) -> None:
+    """Move what `chosen` makes of each message between two queues of the topology."""
+    settings = settings_or_exit()
+    configure_logging("WARNING", "console", settings.secret_values)
+    topology = topology_of(settings)
+    try:
+        count = move(
+            BrokerAddress(settings.broker_url),
+            getattr(topology, source),
+            getattr(topology, target),
+            chosen,
+        )
+    except (PublishFailed, StorageError) as error:
+        complain(str(error), EXIT_UNAVAILABLE)
+    typer.echo(f"{count} moved")
