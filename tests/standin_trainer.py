@@ -31,7 +31,7 @@ from worker.contract.pipe import (
     parse_command,
 )
 
-CRASHES, CRASHES_ONCE, SEGFAULTS, OUT_OF_MEMORY, NOISY, HANGS = range(900, 906)
+CRASHES, CRASHES_ONCE, SEGFAULTS, OUT_OF_MEMORY, NOISY, HANGS, HANGS_LATER = range(900, 907)
 
 STEP_SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 and __name__ == "__main__" else 0.01
 stop: list[str] = []
@@ -94,7 +94,7 @@ def train(command: TrainCommand) -> None:
             if reason == "drain":
                 sys.exit(EXIT_CHECKPOINTED)
             return
-        time.sleep(STEP_SECONDS)
+        time.sleep(3600 if command.style_id == HANGS_LATER and done == 3 else STEP_SECONDS)
         done += 1
         say(
             StepEvent(

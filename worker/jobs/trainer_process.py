@@ -25,6 +25,7 @@ from worker.contract.pipe import (
     TrainCommand,
     parse_event,
 )
+from worker.jobs.step_watch import LEAST_SECONDS, StepWatch
 
 log = structlog.get_logger()
 
@@ -93,9 +94,20 @@ class TrainerProcess:
     """
 
     def __init__(
-        self, environment: Mapping[str, str], *, command: Sequence[str] = TRAINER_COMMAND
+        self,
+        environment: Mapping[str, str],
+        *,
+        command: Sequence[str] = TRAINER_COMMAND,
+        stuck_after_seconds: float = LEAST_SECONDS,
     ) -> None:
-        """Start the child; it becomes ready by itself while the caller goes on."""
+        """Start the child; it becomes ready by itself while the caller goes on.
+
+        Args:
+            environment: all that the child sees.
+            command: what to start.
+            stuck_after_seconds: least time without a step after which it counts as stuck.
+        """
+        self._stuck_after_seconds = stuck_after_seconds
         self._child = subprocess.Popen(  # noqa: S603 - our own program, no shell
             command,
             stdin=subprocess.PIPE,
@@ -161,15 +173,21 @@ class TrainerProcess:
         self.clean = False
         self._send(command.line())
         started, stop_sent_at = time.monotonic(), None
+        watch = StepWatch(self._stuck_after_seconds)
         while True:
             event = self._next_event(_TICK_SECONDS)
             if event is not None:
+                watch.hear(event, time.monotonic())
                 ended = self._handle(event, on_event)
                 if ended is not None:
                     return ended
             elif not self.alive:
                 raise TrainerDied(self._how_it_ended("it ended"))
             now = time.monotonic()
+            # Judged only when nothing waits to be heard: storing a checkpoint may take its time.
+            if event is None and (silent_seconds := watch.silent_seconds(now)):
+                self.kill()
+                raise TrainerDied(f"it made no step for {silent_seconds:.0f} seconds")
             if stop_sent_at is None:
                 stop = should_stop()
                 if stop is None and now - started > time_limit_seconds:

@@ -127,6 +127,19 @@ def test_a_trainer_that_does_not_stop_when_told_to_is_killed(slot, tmp_path, mon
         )
 
 
+def test_a_trainer_that_makes_no_step_any_more_is_killed(tmp_path):
+    trainer = TrainerProcess(dict(os.environ), command=STANDIN, stuck_after_seconds=0.5)
+    trainer.wait_ready(30)
+    with pytest.raises(TrainerDied, match="it made no step for"):
+        trainer.train(
+            order(tmp_path, style_id=standin.HANGS_LATER, steps=10),
+            lambda event: None,
+            should_stop=lambda: None,
+            time_limit_seconds=60,
+        )
+    assert not trainer.alive
+
+
 def test_a_trainer_that_never_becomes_ready_is_given_up():
     trainer = TrainerProcess(
         dict(os.environ), command=(sys.executable, "-c", "import time; time.sleep(60)")

@@ -1,0 +1,36 @@
+"""Is a training stuck? It is when no step came for ten times as long as a step usually takes."""
+
+from worker.contract.pipe import Event, StageEvent, StepEvent
+
+#: A step may take so many times its usual time.
+TIMES_USUAL = 10.0
+
+#: No training is called stuck before so many seconds: reports and checkpoints take time too.
+LEAST_SECONDS = 60.0
+
+
+class StepWatch:
+    """Hears a trainer's events, knows when to lose patience. Pure: the caller brings the time.
+
+    Only a training that has made steps is judged. Loading, caching and exporting have no usual
+    time; the job's time limit covers them.
+    """
+
+    def __init__(self, least_seconds: float = LEAST_SECONDS) -> None:
+        self._least_seconds = least_seconds
+        self._last_step_at: float | None = None
+        self._patience_seconds = least_seconds
+
+    def hear(self, event: Event, now: float) -> None:
+        """An event came at `now`, monotonic seconds."""
+        if isinstance(event, StepEvent):
+            self._last_step_at = now if event.step < event.total_steps else None
+            self._patience_seconds = max(self._least_seconds, TIMES_USUAL * event.step_seconds)
+        elif isinstance(event, StageEvent):
+            self._last_step_at = None
+
+    def silent_seconds(self, now: float) -> float | None:
+        """How long there was no step, if that is too long."""
+        if self._last_step_at is None or now - self._last_step_at <= self._patience_seconds:
+            return None
+        return now - self._last_step_at
