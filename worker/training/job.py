@@ -291,10 +291,13 @@ def _export(
             command.base_model, model.arithmetic, allow_hub=command.allow_hub
         ),
     )
-    losses = [float(loss) for loss in trainee.losses.cpu()]
+    losses = trainee.losses.tolist()
     metrics = folder / "metrics.jsonl"
     metrics.write_text(
-        "".join(json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(losses))
+        "".join(
+            json.dumps({"step": step, "loss": loss, "learning_rate": rate}) + "\n"
+            for step, (loss, rate) in enumerate(zip(losses, trainee.rates.tolist(), strict=True), 1)
+        )
     )
     files = [_output(path, "application/octet-stream") for path in adapters]
     files.append(_output(metrics, "application/jsonl"))
