@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,8 @@ def _prepare(
         plan=plan,
         seed=command.seed,
     )
-    return pictures, bad, plan, lesson
+    # What the result says of a picture needs no pixels, and a thousand of them are gigabytes.
+    return [replace(one, pixels=torch.empty(0)) for one in pictures], bad, plan, lesson
 
 
 def _warn_of_duplicates(pictures: list[Picture], report: Report) -> None:
