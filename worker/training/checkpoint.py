@@ -5,7 +5,9 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,6 +17,15 @@ from worker.contract.parameters import TrainingParameters
 from worker.training.loop import Trainee
 
 _HEADER = "lora_worker"
+
+#: What the header must say.
+_SAID = {"step", "belongs_to", "made_in", "scheduler", "scaler"}
+
+#: AdamW's state of one weight.
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+#: Libraries whose version may change a result.
+_LIBRARIES = ("torch", "diffusers", "peft", "accelerate")
 
 
 class CheckpointUnusable(Exception):  # noqa: N818 - a finding, not a malfunction
@@ -37,7 +48,8 @@ def fingerprint(
 
 def environment(device: str) -> dict[str, str]:
     """What results depend on bit by bit: device and versions."""
-    return {"device": device, "torch": torch.__version__, "machine": platform.machine()}
+    versions = {name: version(name) for name in _LIBRARIES}
+    return {"device": device, "machine": platform.machine(), **versions}
 
 
 def save_checkpoint(
@@ -51,7 +63,7 @@ def save_checkpoint(
     state = trainee.optimizer.state_dict()["state"]
     for index, moments in state.items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    tensors["losses"] = trainee.losses
+    tensors |= {"losses": trainee.losses, "rates": trainee.rates}
     header = {
         "step": trainee.step,
         "belongs_to": belongs_to,
@@ -59,6 +71,7 @@ def save_checkpoint(
         "scheduler": trainee.scheduler.state_dict(),
         "scaler": trainee.accelerator.scaler.state_dict() if trainee.accelerator.scaler else None,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{trainee.step:08d}.safetensors"
     temporary = path.with_suffix(".tmp")
     body = safetensors.torch.save(
@@ -85,14 +98,10 @@ def load_checkpoint(
     Raises:
         CheckpointUnusable: the file is damaged, or of another job; `trainee` is as before.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointUnusable(f"the file cannot be read ({type(error).__name__})") from error
+    header, tensors = _read(path)
     if header["belongs_to"] != belongs_to:
         raise CheckpointUnusable("it was made with other pictures or parameters")
+    _refuse_incomplete(trainee, tensors)
     with torch.no_grad():
         for name, weight in trainee.weights.items():
             weight.copy_(tensors[f"adapter.{name}"])
@@ -112,8 +121,37 @@ def load_checkpoint(
     ):
         group["lr"] = rate
     trainee.losses.copy_(tensors["losses"])
+    trainee.rates.copy_(tensors["rates"])
     trainee.step = int(header["step"])
     return bool(header["made_in"] == dict(made_in))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise CheckpointUnusable(f"the file cannot be read ({type(error).__name__})") from error
+    if not isinstance(header, dict) or not header.keys() >= _SAID:
+        raise CheckpointUnusable("its header is not complete")
+    return header, tensors
+
+
+def _refuse_incomplete(trainee: Trainee, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Every tensor must be there in its shape: a smaller one would be spread out in silence."""
+    weights = trainee.weights
+    wanted = {f"adapter.{name}": weight.shape for name, weight in weights.items()}
+    wanted |= {"losses": trainee.losses.shape, "rates": trainee.rates.shape}
+    moments = {
+        f"optimizer.{index}.{key}": torch.Size() if key == "step" else weight.shape
+        for index, weight in enumerate(weights.values())
+        for key in _MOMENTS
+    }
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    # Before the first step that was not skipped, AdamW has no state at all.
+    if found not in (wanted, wanted | moments):
+        raise CheckpointUnusable("it does not hold the adapter and optimizer of this job")
 
 
 def _flush_folder(folder: Path) -> None:

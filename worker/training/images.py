@@ -19,8 +19,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 #: Smallest side of a picture that is trained on, pixels.
 MIN_SIDE = 16
 
-#: Largest picture that is decoded, pixels.
-MAX_PIXELS = 100_000_000
+#: Largest picture that is decoded, pixels: where Pillow warns, which is an error here.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 
 #: Bad pictures that an error message names.
 _NAMED = 5
@@ -84,15 +84,12 @@ def read_picture(file: ImageFile, resolution: int) -> Picture | BadPicture:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file.path, formats=FORMATS) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    return BadPicture(file, f"it has {width} × {height} pixels, which is too many")
                 upright = ImageOps.exif_transpose(opened)
                 rgb = to_rgb(upright)
     except UnidentifiedImageError:
         return BadPicture(file, f"it is not a picture in one of the formats {', '.join(FORMATS)}")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return BadPicture(file, "it unpacks to too many pixels")
+        return BadPicture(file, f"it has too many pixels; {MAX_PIXELS} are the most")
     except Exception as error:
         # Decoders meet strangers' bytes and raise whatever they like; all of it means one thing.
         return BadPicture(file, f"it is damaged or cut off ({type(error).__name__})")

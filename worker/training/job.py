@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,8 @@ def _prepare(
         plan=plan,
         seed=command.seed,
     )
-    return pictures, bad, plan, lesson
+    # What the result says of a picture needs no pixels, and a thousand of them are gigabytes.
+    return [replace(one, pixels=torch.empty(0)) for one in pictures], bad, plan, lesson
 
 
 def _warn_of_duplicates(pictures: list[Picture], report: Report) -> None:
@@ -291,10 +292,13 @@ def _export(
             command.base_model, model.arithmetic, allow_hub=command.allow_hub
         ),
     )
-    losses = [float(loss) for loss in trainee.losses.cpu()]
+    losses = trainee.losses.tolist()
     metrics = folder / "metrics.jsonl"
     metrics.write_text(
-        "".join(json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(losses))
+        "".join(
+            json.dumps({"step": step, "loss": loss, "learning_rate": rate}) + "\n"
+            for step, (loss, rate) in enumerate(zip(losses, trainee.rates.tolist(), strict=True), 1)
+        )
     )
     files = [_output(path, "application/octet-stream") for path in adapters]
     files.append(_output(metrics, "application/jsonl"))

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,7 @@ class Trainee:
     Attributes:
         weights: the adapter's parameters by name, fp32.
         losses: `[total_steps]` on the device, the mean loss of each step; NaN where none is yet.
+        rates: `[total_steps]` on the CPU, the learning rate of each step; NaN where none is yet.
         step: optimizer steps done.
     """
 
@@ -44,7 +45,11 @@ class Trainee:
     optimizer: Any
     scheduler: Any
     losses: torch.Tensor
+    rates: torch.Tensor = field(init=False)
     step: int = 0
+
+    def __post_init__(self) -> None:
+        self.rates = torch.full(self.losses.shape, torch.nan, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def train(
         if reason := should_stop():
             check_finite(trainee, reported)
             return reason
+        trainee.rates[trainee.step] = float(trainee.scheduler.get_last_lr()[0])
         trainee.losses[trainee.step] = optimizer_step(trainee, lesson)
         trainee.step += 1
         now = time.monotonic()

@@ -8,9 +8,12 @@ from worker.contract.parameters import TrainingParameters
 
 _GIB = 2**30
 
-#: Memory of Stable Diffusion 1.5's UNet training apart from activations, bytes: context, weights
-#: in half precision, workspace, and the adapter with its optimizer state.
-_FIXED_BYTES = int((0.5 + 1.60 + 1.0 + 0.06) * _GIB)
+#: Memory of Stable Diffusion 1.5's UNet training apart from weights and activations, bytes:
+#: context, workspace, and the adapter with its optimizer state.
+_FIXED_BYTES = int((0.5 + 1.0 + 0.06) * _GIB)
+
+#: The UNet's weights in half precision, bytes.
+_WEIGHTS_BYTES = int(1.60 * _GIB)
 
 #: Activations of one 512 × 512 sample without checkpointing, bytes, autocast with fp32 norms.
 _SAVED_BYTES_AT_512 = int(1.41 * _GIB)
@@ -79,9 +82,13 @@ def make_plan(parameters: TrainingParameters, pictures: int, *, device_memory_by
     )
 
 
-def estimated_bytes(resolution: int, micro_batch: int) -> int:
-    """GPU memory that Stable Diffusion 1.5 needs to train without checkpointing, bytes."""
-    return _FIXED_BYTES + int(micro_batch * _SAVED_BYTES_AT_512 * (resolution / 512) ** 2)
+def estimated_bytes(resolution: int, micro_batch: int, *, full_precision: bool = False) -> int:
+    """GPU memory that Stable Diffusion 1.5 needs to train without checkpointing, bytes.
+
+    Weights and activations take twice as much in full precision.
+    """
+    saved = int(micro_batch * _SAVED_BYTES_AT_512 * (resolution / 512) ** 2)
+    return _FIXED_BYTES + (_WEIGHTS_BYTES + saved) * (2 if full_precision else 1)
 
 
 def _checkpointing(parameters: TrainingParameters, device_memory_bytes: int) -> bool:
@@ -89,5 +96,9 @@ def _checkpointing(parameters: TrainingParameters, device_memory_bytes: int) -> 
         return parameters.gradient_checkpointing
     if device_memory_bytes == 0:
         return False
-    needed = estimated_bytes(parameters.resolution, parameters.train_batch_size)
+    needed = estimated_bytes(
+        parameters.resolution,
+        parameters.train_batch_size,
+        full_precision=parameters.mixed_precision == "no",
+    )
     return needed > device_memory_bytes * _USABLE

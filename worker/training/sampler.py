@@ -5,7 +5,6 @@ step k needs no generator state, and a picture's noise does not depend on its ne
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,8 +91,3 @@ def draw(
         noise=torch.randn(latent_shape, generator=source),
         offset=torch.randn((latent_shape[0], 1, 1), generator=source),
     )
-
-
-def steps_from(plan: Plan, first: int) -> Iterator[int]:
-    """The optimizer steps that are left."""
-    yield from range(first, plan.total_steps)
