@@ -36,6 +36,8 @@ class Site:
     receiver: Receiver
     folder: Path
     catalogue: Path
+    queue: str = "model_training"
+    queue_type: str = "classic"
 
     def environment(self, **settings: str) -> dict[str, str]:
         """What an operator would set; quick, so that a test is."""
@@ -43,6 +45,7 @@ class Site:
             **os.environ,
             **self.s3.environment,
             "RABBITMQ_URL": self.broker_url,
+            "RABBITMQ_QUEUE": self.queue,
             "S3_BUCKET": self.results,
             "INTERNAL_API_TOKEN": TOKEN,
             "WEBHOOK_ALLOWED_HOSTS": self.receiver.host,
@@ -99,14 +102,20 @@ class Site:
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
         channel = connection.channel()
-        channel.queue_declare(queue="model_training", durable=True)
+        self._declare(channel)
+        channel.confirm_delivery()
         channel.basic_publish(
             "",
-            "model_training",
+            self.queue,
             body,
             pika.BasicProperties(content_type="application/json", delivery_mode=2, **properties),
         )
         connection.close()
+
+    def _declare(self, channel: Any) -> None:
+        """As backends do, without arguments; a quorum queue is the operator's doing."""
+        kind = {"x-queue-type": self.queue_type} if self.queue_type != "classic" else None
+        channel.queue_declare(queue=self.queue, durable=True, arguments=kind)
 
     def queue_sizes(self, *names: str) -> list[int]:
         """Ready messages in each queue; 0 for one that does not exist."""

@@ -1,8 +1,8 @@
 """A stand-in for the trainer: the real protocol over the real pipe, without torch.
 
 It reads its orders from the style id of the job, so that a test can say what shall go wrong:
-`style_id` 900… are the odd ones below; every other style trains. Its one argument is the time
-that a step takes, in seconds.
+`style_id` 900… are the odd ones below; every other style trains. Its arguments are the time that a
+step takes, in seconds, and the steps between two checkpoints, where the job's seconds are too long.
 """
 
 import hashlib
@@ -32,8 +32,12 @@ from worker.contract.pipe import (
 )
 
 CRASHES, CRASHES_ONCE, SEGFAULTS, OUT_OF_MEMORY, NOISY, HANGS, HANGS_LATER = range(900, 907)
+DIVERGES = 907
 
-STEP_SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 and __name__ == "__main__" else 0.01
+AS_PROGRAM = sys.argv[0].endswith("trainer.py")
+STEP_SECONDS = float(sys.argv[1]) if AS_PROGRAM and len(sys.argv) > 1 else 0.01
+CHECKPOINT_STEPS = int(sys.argv[2]) if AS_PROGRAM and len(sys.argv) > 2 else None
+current_job = ""
 stop: list[str] = []
 orders: list[TrainCommand] = []
 arrived = threading.Condition()
@@ -85,6 +89,10 @@ def train(command: TrainCommand) -> None:
     if command.style_id == OUT_OF_MEMORY:
         say(FailedEvent(code=ErrorCode.GPU_OUT_OF_MEMORY, message="It needs 9 GiB and has 8."))
         return
+    if command.style_id == DIVERGES:
+        said = "The loss was not a finite number at step 1; send a lower parameters.learning_rate."
+        say(FailedEvent(code=ErrorCode.NON_FINITE_LOSS, message=said))
+        return
     began = time.monotonic()
     while done < steps:
         if stop:
@@ -108,7 +116,9 @@ def train(command: TrainCommand) -> None:
                 estimated_seconds=(steps - done) * STEP_SECONDS,
             )
         )
-        if time.monotonic() - began > command.parameters.checkpoint_seconds:
+        if CHECKPOINT_STEPS and done % CHECKPOINT_STEPS == 0:
+            checkpoint(command, done)
+        elif time.monotonic() - began > command.parameters.checkpoint_seconds:
             began = time.monotonic()
             checkpoint(command, done)
     say(StageEvent(stage="training", status="ended", seconds=1.0))
@@ -142,12 +152,15 @@ def train(command: TrainCommand) -> None:
 
 def checkpoint(command: TrainCommand, step: int) -> str:
     path = Path(command.checkpoint_dir) / f"{step}.safetensors"
-    path.write_text(json.dumps({"step": step}))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step}))
+    temporary.rename(path)
     say(CheckpointEvent(step=step, path=str(path)))
     return str(path)
 
 
 def main() -> None:
+    global current_job
     threading.Thread(target=listen, daemon=True).start()
     say(
         ReadyEvent(
@@ -162,6 +175,7 @@ def main() -> None:
         with arrived:
             arrived.wait_for(lambda: orders)
             command = orders.pop()
+        current_job = command.job_id
         train(command)
 
 

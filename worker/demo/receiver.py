@@ -41,11 +41,12 @@ class Received:
 
 @dataclass(frozen=True)
 class Reply:
-    """What to answer."""
+    """What to answer; `lost` takes the request and closes the connection without a word."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"
+    lost: bool = False
 
 
 def accept(request: Received) -> Reply:
@@ -178,6 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         reply = self.take(
             Received(self.command, self.path, headers, body, parsed, time.monotonic())
         )
+        if reply.lost:
+            self.close_connection = True
+            return
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)

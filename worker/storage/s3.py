@@ -1,5 +1,6 @@
 """The object store behind boto3: Amazon's S3, or any server that speaks its protocol."""
 
+import base64
 import hashlib
 import os
 import time
@@ -152,6 +153,7 @@ class S3Store:
         with 412. So each write carries an id, and a refused one looks whose object is there.
         """
         write_id = uuid.uuid4().hex
+        digest = hashlib.md5(body, usedforsecurity=False).digest()
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
         if only_if_etag is not None:
             condition = {"IfMatch": only_if_etag}
@@ -161,6 +163,8 @@ class S3Store:
                     Bucket=url.bucket,
                     Key=url.key,
                     Body=body,
+                    # A digest that every S3 server knows, and refuses other bytes for.
+                    ContentMD5=base64.b64encode(digest).decode(),
                     ContentType=content_type,
                     Metadata={"write-id": write_id},
                     **condition,

@@ -1,0 +1,124 @@
+"""The campaign: every fault, then the journals. `python -m tests.faults [--broker URL] [PATTERN]`.
+
+Prints a line a case, a table a kind, and as last line one JSON object with the sums. The exit
+status is 0 if no promise was broken in any case.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.faults import (
+    brokers,
+    crash_points,
+    duplicates,
+    failing_calls,
+    receivers,
+    resources,
+    signals,
+    stores,
+    zombies,
+)
+from tests.faults.case import Case
+from tests.faults.checker import Counts
+from tests.faults.scene import Lab
+from tests.faults.tracing import trace
+from worker.demo.rabbitmq_node import RabbitMQNode
+from worker.demo.s3_server import S3Server
+
+#: Cases played at a time. They wait for most of their time: for leases to go stale, for time-outs.
+LANES = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pattern", nargs="?", default="", help="only cases whose name has this")
+    parser.add_argument("--broker", help="address of a broker; a private node if none is given")
+    parser.add_argument("--lanes", type=int, default=LANES, help="cases played at a time")
+    asked = parser.parse_args(arguments)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        url = asked.broker or stack.enter_context(RabbitMQNode(folder / "rabbitmq")).url
+        lab = Lab(url, stack.enter_context(S3Server()), folder)
+        chosen = [one for one in all_cases(lab, asked.broker) if asked.pattern in _title(one)]
+        played = list(play_all(chosen, lab, asked.lanes))
+    _print_table(played)
+    total = Counts()
+    for _, counts, _ in played:
+        total.add(counts)
+    sums = {name: value for name, value in asdict(total).items() if name != "findings"}
+    seconds = round(time.monotonic() - began)
+    unclean = sum(not counts.clean for _, counts, _ in played)
+    print(json.dumps({**sums, "cases": len(played), "unclean": unclean, "seconds": seconds}))
+    return 1 if unclean or not played else 0
+
+
+def all_cases(lab: Lab, given_broker: str | None) -> list[Case]:
+    """Every case; those that take longest first."""
+    points = trace(lab)
+    return [
+        *brokers.cases(given_broker),
+        *signals.cases(),
+        *receivers.cases(),
+        *zombies.cases(points),
+        *stores.cases(),
+        *resources.cases(),
+        *duplicates.cases(),
+        *crash_points.cases(points),
+        *failing_calls.cases(points),
+    ]
+
+
+def play_all(cases: Sequence[Case], lab: Lab, lanes: int) -> Iterator[tuple[Case, Counts, float]]:
+    """Play side by side those that may be, then the others; yields each as it ends."""
+    with ThreadPoolExecutor(lanes) as pool:
+        running = {pool.submit(_play, case, lab): case for case in cases if not case.alone}
+        for ended in as_completed(running):
+            yield _report(running[ended], *ended.result())
+    for case in cases:
+        if case.alone:
+            yield _report(case, *_play(case, lab))
+
+
+def _play(case: Case, lab: Lab) -> tuple[Counts, float]:
+    began = time.monotonic()
+    try:
+        counts = case.play(lab)
+    except Exception as error:
+        counts = Counts(findings=[f"not played: {error!r}", traceback.format_exc()])
+    return counts, time.monotonic() - began
+
+
+def _report(case: Case, counts: Counts, seconds: float) -> tuple[Case, Counts, float]:
+    print(f"{'ok' if counts.clean else 'BROKEN':7}{seconds:5.1f} s  {_title(case)}", flush=True)
+    for finding in counts.findings:
+        print(f"        {finding}", flush=True)
+    return case, counts, seconds
+
+
+def _print_table(played: Sequence[tuple[Case, Counts, float]]) -> None:
+    names = ("published", "committed", "failed", "lost", "duplicated", "contradicting")
+    names += ("progress_after_terminal", "steps_redone", "terminal_seen_twice")
+    print("\n" + f"{'kind':16}{'cases':>7}{'clean':>7}" + "".join(f"{n[:13]:>15}" for n in names))
+    for kind in dict.fromkeys(case.kind for case, _, _ in played):
+        of_kind = [counts for case, counts, _ in played if case.kind == kind]
+        sums = [sum(getattr(counts, name) for counts in of_kind) for name in names]
+        clean = sum(counts.clean for counts in of_kind)
+        print(f"{kind:16}{len(of_kind):7}{clean:7}" + "".join(f"{value:15}" for value in sums))
+
+
+def _title(case: Case) -> str:
+    return f"{case.kind}: {case.name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""One case's stage: queues and buckets of its own, workers on it, and the journals at its end."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pika
+
+from tests.faults.checker import Arrival, Counts, Published, Stored, check, leaks
+from tests.faults.failpoints import Fault
+from tests.live_worker import TOKEN, LiveWorker, Site, eventually
+from worker.broker.topology import Topology
+from worker.demo.receiver import Received, Receiver, Reply
+from worker.demo.s3_server import SECRET_ACCESS_KEY, S3Server
+
+#: How long a case may take to come to its end, seconds. A machine may be slow.
+PATIENCE_SECONDS = 90.0
+
+#: Quick, so that a case is: what takes minutes in production takes seconds here.
+QUICK = {
+    "RABBITMQ_HEARTBEAT_SECONDS": "4",
+    "LEASE_TERM_SECONDS": "3",
+    "LEASE_RENEW_SECONDS": "0.5",
+    "PARKED_SECONDS": "0.7",
+    "JOB_RETRY_SECONDS": "0.3",
+    "WEBHOOK_RETRY_SECONDS": "0.3,1",
+    "PROGRESS_INTERVAL_SECONDS": "0.15",
+    "DOWNLOAD_PARALLELISM": "2",
+    "S3_TIMEOUT_SECONDS": "5",
+    "LOG_LEVEL": "INFO",
+}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What all cases share: a broker, a store, a folder."""
+
+    broker_url: str
+    s3: S3Server
+    folder: Path
+
+
+@dataclass
+class Scene:
+    """One case. Use `scene()` to get one."""
+
+    site: Site
+    receiver: Receiver
+    settings: dict[str, str]
+    arrivals: list[Arrival] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
+    workers: list[LiveWorker] = field(default_factory=list)
+
+    # --- acting
+
+    def note(self, request: Received, reply: Reply) -> None:
+        """Keep what came to a receiver, in the order of arrival."""
+        key, job_id = request.headers["idempotency-key"], request.json["job_id"]
+        self.arrivals.append(Arrival(job_id, request.event, key, request.body, reply.status))
+
+    def publish(self, *, times: int = 1, refused: bool = False, **changes: Any) -> str:
+        """Publish a job as a backend does, so many times; its id."""
+        message = self.site.message(**{"parameters": {"max_train_steps": 8}, **changes})
+        for _ in range(times):
+            self.site.publish(message)
+            self.published.append(Published(message["job_id"], refused))
+        return str(message["job_id"])
+
+    def start(self, fault: Fault | None = None, **settings: str) -> LiveWorker:
+        """Start a worker; its failpoint strikes once in this case."""
+        environment = self.site.environment(**QUICK, **self.settings, **settings)
+        environment["FAULT"] = fault.text() if fault else ""
+        environment["FAULT_FOLDER"] = str(self.site.folder)
+        log_file = self.site.folder / f"worker-{len(self.workers)}.log"
+        worker = LiveWorker(("-m", "tests.faults.worker"), environment, log_file)
+        self.workers.append(worker)
+        return worker
+
+    def strike(self, fault: Fault, **settings: str) -> LiveWorker:
+        """Start a worker and wait until its fault has struck. Raises `TimeoutError`."""
+        worker = self.start(fault, **settings)
+        eventually(self.struck, f"{fault}: the point is reached", 30.0)
+        return worker
+
+    def struck(self) -> bool:
+        """Whether the fault has struck."""
+        return (self.site.folder / "fault-fired").exists()
+
+    def wait_for_ends(self, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until every job has its result and its receiver was told, or will not be."""
+        eventually(self._all_ended, "every job has ended", seconds)
+
+    # --- looking
+
+    def trained_steps(self) -> list[tuple[str, int]]:
+        """Job and number of every step that any trainer made."""
+        path = self.site.folder / "steps.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [(row["job_id"], row["step"]) for row in rows]
+
+    def finish(self) -> Counts:
+        """Let everything come to rest, stop the workers, and check the journals."""
+        self._wait_for_rest()
+        for _ in range(3):
+            self._drain()
+            if not self._waiting():
+                break
+            # What a worker gave back when it ended: somebody else's turn.
+            self.start()
+            self._wait_for_rest()
+        stored = Stored(
+            objects=self.site.objects(),
+            dead=self._take_all(self._topology.dead),
+            dead_events=self._take_all(self._topology.events_dead),
+            waiting=self._waiting(),
+        )
+        counts = check(self.published, stored, list(self.arrivals), steps=self.trained_steps())
+        for name in leaks((TOKEN, SECRET_ACCESS_KEY), self._places(stored)):
+            counts.blame("leaked", name)
+        return counts
+
+    @property
+    def _topology(self) -> Topology:
+        return Topology(
+            queue=self.site.queue, job_retry_seconds=(0.3,), events_retry_seconds=(0.3, 1)
+        )
+
+    def _all_ended(self) -> bool:
+        told = {one.job_id for one in list(self.arrivals) if one.terminal and one.accepted}
+        open_jobs = {one.job_id for one in self.published if not one.refused} - told
+        given_up = self.site.queue_sizes(self._topology.events_dead)[0] if open_jobs else 0
+        refused = sum(one.refused for one in self.published)
+        if len(open_jobs) > given_up:
+            return False
+        return not refused or self.site.queue_sizes(self._topology.dead)[0] >= refused
+
+    def _working_queues(self) -> list[str]:
+        queues = [self._topology.main, *(one.name for one in self._topology.own_queues)]
+        dead = (self._topology.dead, self._topology.events_dead)
+        return [name for name in queues if name not in dead]
+
+    def _waiting(self) -> int:
+        return sum(self.site.queue_sizes(*self._working_queues()))
+
+    def _wait_for_rest(self) -> None:
+        eventually(lambda: self._waiting() == 0, "the queues are empty", PATIENCE_SECONDS)
+
+    def _drain(self) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.signal(signal.SIGCONT)
+                worker.signal(signal.SIGTERM)
+        for worker in self.workers:
+            worker.wait(PATIENCE_SECONDS)
+
+    def _take_all(self, queue: str) -> list[tuple[dict[str, Any], bytes]]:
+        taken = []
+        while (message := self.site.take(queue)) is not None:
+            taken.append(message)
+        return taken
+
+    def _places(self, stored: Stored) -> dict[str, bytes]:
+        """Everything that a stranger may get to see."""
+        logs = {f"log {one.log_file.name}": one.log_file.read_bytes() for one in self.workers}
+        dead = {f"dead letter {i}": repr(one).encode() for i, one in enumerate(stored.dead)}
+        bodies = {f"webhook {i}": one.body for i, one in enumerate(self.arrivals)}
+        return {**logs, **dead, **bodies, **stored.objects}
+
+
+@contextlib.contextmanager
+def scene(
+    lab: Lab,
+    *,
+    respond: Callable[[Received], Reply] = lambda request: Reply(),
+    store_url: str | None = None,
+    **settings: str,
+) -> Iterator[Scene]:
+    """A fresh scene. Its workers, queues, objects and files are gone at the end.
+
+    Args:
+        lab: what it is played in.
+        respond: how the receiver answers.
+        store_url: where workers find the store, if not at the lab's own address.
+        settings: of every worker.
+    """
+    name = uuid.uuid4().hex[:10]
+    folder = Path(tempfile.mkdtemp(prefix="case-", dir=lab.folder))
+    catalogue = folder / "base_models.toml"
+    catalogue.write_text('[tiny]\nlocation = "nowhere"\n')
+    note: list[Callable[[Received, Reply], None]] = []
+    with Receiver(respond=respond, on_request=lambda *seen: note[0](*seen)) as receiver:
+        site = Site(
+            lab.broker_url,
+            lab.s3,
+            f"media-{name}",
+            f"results-{name}",
+            receiver,
+            folder,
+            catalogue,
+            queue=f"train-{name}",
+        )
+        client = lab.s3.client()
+        for bucket in (site.media, site.results):
+            client.create_bucket(Bucket=bucket)
+        through = {"S3_ENDPOINT_URL": store_url} if store_url else {}
+        played = Scene(site, receiver, {**through, **settings})
+        note.append(played.note)
+        try:
+            yield played
+        finally:
+            for worker in played.workers:
+                if worker.process.poll() is None:
+                    worker.process.kill()
+                    worker.process.wait()
+            _sweep(played)
+
+
+def _sweep(played: Scene) -> None:
+    site = played.site
+    with contextlib.suppress(pika.exceptions.AMQPError):
+        connection = pika.BlockingConnection(pika.URLParameters(site.broker_url))
+        channel = connection.channel()
+        for one in (played._topology.main, *(q.name for q in played._topology.own_queues)):
+            channel.queue_delete(one)
+        channel.exchange_delete(played._topology.control)
+        connection.close()
+    client = site.s3.client()
+    for bucket in (site.media, site.results):
+        for row in client.list_objects_v2(Bucket=bucket).get("Contents", ()):
+            client.delete_object(Bucket=bucket, Key=row["Key"])
+        client.delete_bucket(Bucket=bucket)
+    if "KEEP_CASES" not in os.environ:
+        shutil.rmtree(site.folder, ignore_errors=True)
+
+
+def wait(seconds: float) -> None:
+    """Let time pass: a fault's own duration, never a wait for something to be done."""
+    time.sleep(seconds)

@@ -1,0 +1,35 @@
+"""The real worker with a stand-in trainer, both with failpoints: `python -m tests.faults.worker`.
+
+Environment: `FAULT` as `Fault.text()` gives it, `FAULT_FOLDER`, `STEP_SECONDS`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from tests.faults.failpoints import Failpoints, Fault
+from tests.faults.seams import install
+from worker.jobs.supervisor import Supervisor
+from worker.jobs.trainer_process import TrainerProcess
+from worker.observability.logging import configure_logging
+from worker.settings import load_settings
+
+#: A training without a step for so long is stuck, seconds; the product waits a minute.
+STUCK_AFTER_SECONDS = 2.0
+
+
+def main() -> int:
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format, settings.secret_values)
+    fault, folder = os.environ.get("FAULT", ""), os.environ["FAULT_FOLDER"]
+    install(Failpoints("supervisor", Fault.parse(fault), Path(folder)))
+    TrainerProcess.__init__.__kwdefaults__["stuck_after_seconds"] = STUCK_AFTER_SECONDS
+    step_seconds = os.environ.get("STEP_SECONDS", "0.03")
+    trainer = (sys.executable, "-m", "tests.faults.trainer", step_seconds, "2", folder, fault)
+    supervisor = Supervisor(settings, trainer_command=trainer)
+    supervisor.install_signal_handlers()
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
