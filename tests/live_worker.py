@@ -121,8 +121,10 @@ class Site:
         """Ready messages in each queue; 0 for one that does not exist."""
         sizes = []
         connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        channel = connection.channel()
         for name in names:
-            channel = connection.channel()
+            if not channel.is_open:
+                channel = connection.channel()
             try:
                 sizes.append(channel.queue_declare(name, passive=True).method.message_count)
             except pika.exceptions.ChannelClosedByBroker:
@@ -211,12 +213,15 @@ class LiveWorker:
 
 
 def eventually(
-    condition: Callable[[], Any], what: str = "condition", seconds: float = PATIENCE_SECONDS
+    condition: Callable[[], Any],
+    what: str = "condition",
+    seconds: float = PATIENCE_SECONDS,
+    every_seconds: float = 0.05,
 ) -> Any:
     """Wait until `condition()` is true; its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.05)
+        time.sleep(every_seconds)
     raise TimeoutError(f"not within {seconds:g} s: {what}")

@@ -17,6 +17,7 @@ import pika
 
 from tests.faults.checker import Arrival, Counts, Published, Stored, check, leaks
 from tests.faults.failpoints import Fault
+from tests.faults.forked import ForkedWorker
 from tests.live_worker import TOKEN, LiveWorker, Site, eventually
 from worker.broker.topology import Topology
 from worker.demo.receiver import Received, Receiver, Reply
@@ -77,11 +78,11 @@ class Scene:
 
     def start(self, fault: Fault | None = None, **settings: str) -> LiveWorker:
         """Start a worker; its failpoint strikes once in this case."""
-        environment = self.site.environment(**QUICK, **self.settings, **settings)
+        environment = self.site.environment(**{**QUICK, **self.settings, **settings})
         environment["FAULT"] = fault.text() if fault else ""
         environment["FAULT_FOLDER"] = str(self.site.folder)
         log_file = self.site.folder / f"worker-{len(self.workers)}.log"
-        worker = LiveWorker(("-m", "tests.faults.worker"), environment, log_file)
+        worker = ForkedWorker(environment, log_file)
         self.workers.append(worker)
         return worker
 
@@ -97,7 +98,7 @@ class Scene:
 
     def wait_for_ends(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until every job has its result and its receiver was told, or will not be."""
-        eventually(self._all_ended, "every job has ended", seconds)
+        eventually(self._all_ended, "every job has ended", seconds, every_seconds=0.2)
 
     # --- looking
 
@@ -152,7 +153,8 @@ class Scene:
         return sum(self.site.queue_sizes(*self._working_queues()))
 
     def _wait_for_rest(self) -> None:
-        eventually(lambda: self._waiting() == 0, "the queues are empty", PATIENCE_SECONDS)
+        empty = "the queues are empty"
+        eventually(lambda: self._waiting() == 0, empty, PATIENCE_SECONDS, every_seconds=0.3)
 
     def _drain(self) -> None:
         for worker in self.workers:
@@ -216,12 +218,26 @@ def scene(
         note.append(played.note)
         try:
             yield played
+        except Exception as error:
+            _testify(played, error)
+            raise
         finally:
             for worker in played.workers:
                 if worker.process.poll() is None:
                     worker.process.kill()
                     worker.process.wait()
             _sweep(played)
+
+
+def _testify(played: Scene, error: Exception) -> None:
+    """Add to the error what the workers said last, and what those that live are doing."""
+    for worker in played.workers:
+        if worker.process.poll() is None:
+            worker.signal(signal.SIGUSR1)
+            time.sleep(0.5)
+        lines = worker.log_file.read_text(errors="replace").splitlines()
+        title = f"{worker.log_file.name}, status {worker.process.poll()}:"
+        error.add_note("\n".join([title, *lines[-60:]]))
 
 
 def _sweep(played: Scene) -> None:

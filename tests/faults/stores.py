@@ -8,13 +8,14 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from tests.faults.case import Case, expect
 from tests.faults.checker import Counts
 from tests.faults.failpoints import Fault
-from tests.faults.scene import Lab, scene, wait
+from tests.faults.scene import Lab, Scene, scene, wait
 from tests.faults.seams import role
 from tests.faults.tracing import publish_job
 from tests.fixtures.servers import proxy_to, raw_answer
@@ -65,15 +66,24 @@ def _case(trouble: Trouble) -> Case:
 
 def _play(lab: Lab, trouble: Trouble) -> Counts:
     spoiler = Spoiler(trouble)
-    with proxy_to(lab.s3.endpoint_url, spoiler.answer, meet=spoiler.meet) as through:
-        with scene(lab, store_url=through, S3_TIMEOUT_SECONDS="1") as played:
-            publish_job(played)
-            played.start()
-            played.wait_for_ends()
-            counts = played.finish()
-            expect(counts, spoiler.spoiled == trouble.times, f"spoiled {spoiler.spoiled} times")
-            expect(counts, counts.committed == 1, "the job is not completed")
-            return counts
+    with _through(lab, spoiler, S3_TIMEOUT_SECONDS="1") as played:
+        publish_job(played)
+        played.start()
+        played.wait_for_ends()
+        counts = played.finish()
+        expect(counts, spoiler.spoiled == trouble.times, f"spoiled {spoiler.spoiled} times")
+        expect(counts, counts.committed == 1, "the job is not completed")
+        return counts
+
+
+@contextmanager
+def _through(lab: Lab, spoiler: "Spoiler", **settings: str) -> Iterator[Scene]:
+    """A scene whose workers reach the store through the spoiler."""
+    with (
+        proxy_to(lab.s3.endpoint_url, spoiler.answer, meet=spoiler.meet) as url,
+        scene(lab, store_url=url, **settings) as played,
+    ):
+        yield played
 
 
 class Spoiler:
@@ -148,16 +158,15 @@ def _digest_answer(headers: Mapping[str, str], body: bytes) -> bytes | None:
 
 def _forbidden_pictures(lab: Lab) -> Counts:
     spoiler = Spoiler(Trouble("GET picture", "403", times=10**6))
-    with proxy_to(lab.s3.endpoint_url, spoiler.answer, meet=spoiler.meet) as through:
-        with scene(lab, store_url=through) as played:
-            publish_job(played)
-            played.start()
-            played.wait_for_ends()
-            counts = played.finish()
-            expect(counts, counts.failed == 1, "the job did not fail")
-            end = next(one for one in played.arrivals if one.terminal)
-            expect(counts, b"IMAGE_DOWNLOAD_FAILED" in end.body, f"it ended with {end.body!r}")
-            return counts
+    with _through(lab, spoiler) as played:
+        publish_job(played)
+        played.start()
+        played.wait_for_ends()
+        counts = played.finish()
+        expect(counts, counts.failed == 1, "the job did not fail")
+        end = next(one for one in played.arrivals if one.terminal)
+        expect(counts, b"IMAGE_DOWNLOAD_FAILED" in end.body, f"it ended with {end.body!r}")
+        return counts
 
 
 def _flipped_checkpoint(lab: Lab) -> Counts:
@@ -186,15 +195,17 @@ def _down(lab: Lab) -> Counts:
     def meet(*_: object) -> bytes | None:
         return b"" if closed.is_set() else None
 
-    with proxy_to(lab.s3.endpoint_url, meet=meet) as through:
-        with scene(lab, store_url=through, STEP_SECONDS="0.05") as played:
-            played.publish(parameters={"max_train_steps": 60})
-            worker = played.start()
-            worker.wait_for_log("checkpoint_stored")
-            closed.set()
-            wait(5)
-            closed.clear()
-            played.wait_for_ends()
-            counts = played.finish()
-            expect(counts, counts.committed == 1, "the job is not completed")
-            return counts
+    with (
+        proxy_to(lab.s3.endpoint_url, meet=meet) as through,
+        scene(lab, store_url=through, STEP_SECONDS="0.05") as played,
+    ):
+        played.publish(parameters={"max_train_steps": 60})
+        worker = played.start()
+        worker.wait_for_log("checkpoint_stored")
+        closed.set()
+        wait(5)
+        closed.clear()
+        played.wait_for_ends()
+        counts = played.finish()
+        expect(counts, counts.committed == 1, "the job is not completed")
+        return counts

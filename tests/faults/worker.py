@@ -3,7 +3,9 @@
 Environment: `FAULT` as `Fault.text()` gives it, `FAULT_FOLDER`, `STEP_SECONDS`.
 """
 
+import faulthandler
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +21,8 @@ STUCK_AFTER_SECONDS = 2.0
 
 
 def main() -> int:
+    # For a worker that does not come to its end: what is each of its threads doing?
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format, settings.secret_values)
     fault, folder = os.environ.get("FAULT", ""), os.environ["FAULT_FOLDER"]

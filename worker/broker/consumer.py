@@ -84,7 +84,7 @@ class Consumer:
         self._ended = True
         self._accepting = True
         self._connection: BlockingConnection | None = None
-        self._last_session_at = 0.0
+        self._last_session_at = self._seen_alive_at = 0.0
         self.connected = False
         self.generation = 0
         self.gave_up = False
@@ -123,6 +123,15 @@ class Consumer:
     def requeue(self, delivery: Delivery) -> bool:
         """Give the message back to its queue, with nack; True and False as for `ack`."""
         return self._settle(delivery, "requeue")
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether the broker has surely not given this delivery to anybody else.
+
+        True only while its channel stands and the connection was seen alive within a heartbeat:
+        a process that stood still for longer finds its deliveries in other hands.
+        """
+        fresh = time.monotonic() - self._seen_alive_at < self._address.heartbeat_seconds
+        return fresh and self._slots[delivery.slot].generation == delivery.generation
 
     def free(self, slot: int) -> None:
         """The slot takes its next message. What it holds unsettled goes back to its queue."""
@@ -209,12 +218,14 @@ class Consumer:
         try:
             self._declare_on(connection)
             self._connection, self.connected = connection, True
+            self._seen_alive_at = time.monotonic()
             self.generation += 1
             log.info("broker_connected", consumer=self._name, broker=str(self._address))
             while not self._closing.is_set():
                 self._run_commands()
                 self._tend_all()
                 connection.process_data_events(time_limit=_PUMP_SECONDS)
+                self._seen_alive_at = time.monotonic()
         finally:
             self._connection = None
             if connection.is_open:

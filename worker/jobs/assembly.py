@@ -62,11 +62,13 @@ class Parts:
         """A job's objects in the store."""
         return JobRecord(self.store, self.settings.s3_bucket, job_id)
 
-    def send_progress(self, base: str, body: ProgressBody, sequence: int) -> bool:
+    def send_progress(
+        self, base: str, body: ProgressBody, sequence: int, still_ours: Callable[[], bool]
+    ) -> bool:
         """Send one report; False if the receiver answered 410 Gone."""
         method, path = ENDPOINTS["progress"]
         key = idempotency_key(body.job_id, "progress", sequence)
-        answer = self.client.send(method, base, path, body.body(), key)
+        answer = self.client.send(method, base, path, body.body(), key, still_ours=still_ours)
         if answer.kind != "delivered":
             log.warning("progress_not_delivered", status=answer.status, reason=answer.reason)
         return answer.kind != "gone"

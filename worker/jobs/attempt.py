@@ -65,7 +65,8 @@ class Attempts:
 
     Attributes:
         running: told of every job that begins and ends here.
-        send_progress: sends one report to a base; False if the receiver said 410 Gone.
+        send_progress: sends one report to a base, if at the last moment the job is still ours;
+            False if the receiver said 410 Gone.
         stopping: whether the worker drains.
     """
 
@@ -73,7 +74,7 @@ class Attempts:
     topology: Topology
     stages: StageRunner
     running: RunningJobs
-    send_progress: Callable[[str, ProgressBody, int], bool]
+    send_progress: Callable[[str, ProgressBody, int, Callable[[], bool]], bool]
     stopping: Callable[[], bool]
 
     def run(
@@ -235,7 +236,7 @@ class _Attempt:
         def send(body: ProgressBody, sequence: int) -> None:
             if not self._keeper.confirm(body.progress.progress_percent):
                 return
-            if not self._room.send_progress(base, body, sequence):
+            if not self._room.send_progress(base, body, sequence, self._keeper.is_fresh):
                 log.info("job_canceled_by_receiver")
                 self._keeper.canceled.set()
                 self._order.record.request_cancel()

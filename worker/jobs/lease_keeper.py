@@ -58,7 +58,7 @@ class LeaseKeeper:
         Called before every progress report, so that whoever takes the job over starts there,
         and so that a worker that was replaced reports nothing.
         """
-        if percent <= self._lease.percent and self._is_fresh():
+        if percent <= self._lease.percent and self.is_fresh():
             return True
         return self._renew(percent)
 
@@ -82,7 +82,8 @@ class LeaseKeeper:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _is_fresh(self) -> bool:
+    def is_fresh(self) -> bool:
+        """Whether nobody can have taken the job over: it was renewed within half of its term."""
         unrenewed_seconds = time.monotonic() - self._renewed_at
         return not self.lost.is_set() and unrenewed_seconds < self._term_seconds / 2
 

@@ -86,16 +86,20 @@ class OutboxSender:
         self._client, self._publisher, self._topology = client, publisher, topology
         self._record, self._schedule = record, schedule
 
-    def handle(self, delivery: Delivery) -> None:
+    def handle(self, delivery: Delivery, still_ours: Callable[[], bool] = lambda: True) -> bool:
         """Send the event, then mark it delivered, move it to a later try, or to the dead.
 
-        Returning means that the delivery can be acknowledged; an exception that it cannot.
+        Args:
+            delivery: from the events queue.
+            still_ours: False where the broker may have given it to another sender.
+
+        Returns whether the delivery can be acknowledged. An exception means that it cannot.
         """
         try:
             message = OutboxMessage.model_validate_json(delivery.body)
         except ValidationError:
             self._bury(delivery, "the event message is not readable")
-            return
+            return True
         tries = _count(delivery.headers.get(TRIES_HEADER))
         with structlog.contextvars.bound_contextvars(
             job_id=message.job_id, style_id=message.style_id, webhook=message.event
@@ -103,25 +107,30 @@ class OutboxSender:
             record = self._record(message.job_id)
             if record.is_delivered():
                 log.info("webhook_already_delivered")
-                return
+                return True
             if message.progress_before and tries == 0 and not delivery.redelivered:
                 key = idempotency_key(message.job_id, "progress", message.progress_sequence)
-                self._send(message.base, "progress", message.progress_before, key)
+                self._send(message.base, "progress", message.progress_before, key, still_ours)
             key = idempotency_key(message.job_id, message.event)
-            answer = self._send(message.base, message.event, message.body, key)
-            if answer.kind == "delivered":
-                record.mark_delivered()
-            elif answer.kind == "retry" and (
-                delay := self._schedule.next_delay(tries + 1, answer.retry_after_seconds)
-            ):
-                self._later(delivery, tries + 1, delay)
-            else:
-                record.mark_delivered()
-                self._bury(delivery, answer.reason)
+            answer = self._send(message.base, message.event, message.body, key, still_ours)
+            delay = self._schedule.next_delay(tries + 1, answer.retry_after_seconds)
+            match answer.kind:
+                case "withheld":
+                    return False
+                case "delivered":
+                    record.mark_delivered()
+                case "retry" if delay:
+                    self._later(delivery, tries + 1, delay)
+                case _:
+                    record.mark_delivered()
+                    self._bury(delivery, answer.reason)
+        return True
 
-    def _send(self, base: str, event: EventName, body: str, key: str) -> Answer:
+    def _send(
+        self, base: str, event: EventName, body: str, key: str, still_ours: Callable[[], bool]
+    ) -> Answer:
         method, path = ENDPOINTS[event]
-        answer = self._client.send(method, base, path, body.encode(), key)
+        answer = self._client.send(method, base, path, body.encode(), key, still_ours=still_ours)
         level = log.info if answer.kind == "delivered" else log.warning
         level(
             "webhook_sent",

@@ -1,11 +1,8 @@
 """The worker as a whole: its slots, its consumers, how it starts and how it stops."""
 
 import os
-import signal
-import threading
 import time
 from collections.abc import Sequence
-from types import FrameType
 
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel
@@ -17,6 +14,7 @@ from worker.jobs.assembly import assemble, job_runner, outbox_sender, trainer_sl
 from worker.jobs.control import ControlListener, RunningJobs
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.slots import Slot
+from worker.jobs.stopping import StopRequest
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
 from worker.settings import Settings, SettingsError
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
@@ -28,6 +26,9 @@ _EVENT_SLOTS = 4
 
 #: Time between two looks at the store while it cannot be reached at the start, seconds.
 _STORE_RETRY_SECONDS = 2.0
+
+#: How often the end of the slots is looked for while the worker stops, seconds.
+_NAP_SECONDS = 0.05
 
 #: Exit status when there was no broker for too long (sysexits' EX_UNAVAILABLE).
 EXIT_NO_BROKER = 69
@@ -44,12 +45,11 @@ class Supervisor:
     ) -> None:
         """Check what can be checked without a connection. Raises `SettingsError`."""
         self._settings = settings
-        self._stop = threading.Event()
-        self._signals = 0
+        self._stop = StopRequest()
         self._gave_up = False
         self._parts = assemble(settings)
         self._running = RunningJobs()
-        self._runner = job_runner(self._parts, running=self._running, stopping=self._stop.is_set)
+        self._runner = job_runner(self._parts, running=self._running, stopping=self._stop)
         self._sender = outbox_sender(self._parts)
         self._trainers = trainer_slots(self._parts, trainer_command)
         self._job_slots = [self._job_slot(i, trainer) for i, trainer in enumerate(self._trainers)]
@@ -85,20 +85,16 @@ class Supervisor:
 
     def install_signal_handlers(self) -> None:
         """SIGTERM and SIGINT drain; a second one ends the worker at once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self._stop.on_signals(again=self._end_at_once)
 
     def stop(self) -> None:
         """Drain: no new job, the running ones leave a checkpoint."""
-        self._stop.set()
+        self._stop.request()
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            for slot in self._trainers:
-                slot.kill()
-            os._exit(128 + number)
-        self._stop.set()
+    def _end_at_once(self, number: int) -> None:
+        for slot in self._trainers:
+            slot.kill()
+        os._exit(128 + number)
 
     def _shut_down(self) -> int:
         deadline = time.monotonic() + self._settings.shutdown_grace_seconds
@@ -119,7 +115,7 @@ class Supervisor:
     def _give_up(self) -> None:
         log.error("broker_given_up", seconds=self._settings.rabbitmq_give_up_seconds)
         self._gave_up = True
-        self._stop.set()
+        self._stop.request()
 
     def _check_store(self) -> bool:
         """Wait for the store, then see what it can do. False if told to stop meanwhile.
@@ -128,7 +124,7 @@ class Supervisor:
             SettingsError: the bucket is missing or refuses us.
         """
         bucket = self._settings.s3_bucket
-        while not self._stop.is_set():
+        while not self._stop():
             try:
                 found = self._parts.store.probe(ObjectUrl(bucket, "jobs/"))
             except StoreUnavailable as error:
@@ -169,13 +165,15 @@ class Supervisor:
     def _event_slot(self, index: int) -> Slot:
         def handle(delivery: Delivery) -> None:
             try:
-                self._sender.handle(delivery)
+                done = self._sender.handle(delivery, lambda: self._events.holds(delivery))
             except Exception:
                 log.exception("event_not_handled")
                 time.sleep(1)  # whatever is broken, do not spin on it
-                self._events.requeue(delivery)
-            else:
+                done = False
+            if done:
                 self._events.ack(delivery)
+            else:
+                self._events.requeue(delivery)
 
         return Slot(index, name="event", handle=handle, free=lambda i: self._events.free(i))
 
@@ -220,6 +218,7 @@ class Supervisor:
 def _finish(slots: list[Slot], deadline: float) -> bool:
     for slot in slots:
         slot.finish()
-    for slot in slots:
-        slot.join(max(0.0, deadline - time.monotonic()))
+    # Short naps: a second signal is answered between two of them, whichever thread it hits.
+    while any(slot.is_alive() for slot in slots) and time.monotonic() < deadline:
+        time.sleep(_NAP_SECONDS)
     return not any(slot.is_alive() for slot in slots)

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,10 @@ CHUNK_BYTES = 256 * 1024
 
 class RequestFailed(Exception):  # noqa: N818 - a finding about the other side
     """There was no whole answer. The text is one clause; it holds no address and no header."""
+
+
+class NotSent(Exception):  # noqa: N818 - what the caller wished
+    """Once connected, the request was not wanted any more: nothing of it was sent."""
 
 
 class Answer:
@@ -52,6 +56,7 @@ def request(
     body: bytes | None = None,
     connect_timeout_seconds: float,
     deadline_seconds: float,
+    still_wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Answer]:
     """Send one request and yield its answer; the connection is closed at the end of the block.
 
@@ -60,15 +65,19 @@ def request(
     deadline, be it in the TLS handshake, the headers or the body. (Resolving the name, and a
     connect time-out for each address of the host, may come on top.)
 
+    `still_wanted` is asked last of all, when the connection stands and the next thing is to write:
+    a process may have stood still for long before that.
+
     Raises:
         RequestFailed: refused, broken off, or not there by the deadline.
+        NotSent: it was not wanted any more.
     """
     deadline = _Deadline(deadline_seconds)
     session = requests.Session()
     session.trust_env = False
     session.headers.clear()
-    session.mount("http://", _WatchedAdapter(deadline))
-    session.mount("https://", _WatchedAdapter(deadline))
+    session.mount("http://", _WatchedAdapter(deadline, still_wanted))
+    session.mount("https://", _WatchedAdapter(deadline, still_wanted))
     try:
         with deadline, session:
             response = session.request(
@@ -143,28 +152,32 @@ class _Deadline:
 class _WatchedAdapter(HTTPAdapter):
     """Opens connections that the deadline watches from their first byte on."""
 
-    def __init__(self, deadline: _Deadline) -> None:
-        self._deadline = deadline
+    def __init__(self, deadline: _Deadline, still_wanted: Callable[[], bool]) -> None:
+        self._deadline, self._still_wanted = deadline, still_wanted
         super().__init__(max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        deadline = self._deadline
+        deadline, still_wanted = self._deadline, self._still_wanted
 
-        class Http(HTTPConnection):
+        class Watched(HTTPConnection):
             def _new_conn(self) -> socket.socket:
                 connected = super()._new_conn()
                 deadline.watch(connected)
                 return connected
 
-        class Https(HTTPSConnection):
-            def _new_conn(self) -> socket.socket:
-                connected = super()._new_conn()
-                deadline.watch(connected)
-                return connected
+            def request(self, *args: Any, **kwargs: Any) -> None:
+                if self.sock is None:
+                    self.connect()
+                if not still_wanted():
+                    raise NotSent
+                super().request(*args, **kwargs)
+
+        class Https(Watched, HTTPSConnection):
+            pass
 
         class HttpPool(urllib3.HTTPConnectionPool):
-            ConnectionCls = Http
+            ConnectionCls = Watched
 
         class HttpsPool(urllib3.HTTPSConnectionPool):
             ConnectionCls = Https

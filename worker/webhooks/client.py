@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
@@ -11,7 +12,7 @@ from typing import Literal
 from worker import __version__
 from worker.outbound.address import Address
 from worker.outbound.request import Answer as HttpAnswer
-from worker.outbound.request import RequestFailed, request
+from worker.outbound.request import NotSent, RequestFailed, request
 from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
 from worker.webhooks.signing import signature_headers, signing_key
 
@@ -29,13 +30,14 @@ class Answer:
     Attributes:
         kind: `delivered` (2xx); `retry` (it may pass: no answer, 408, 425, 429, 5xx); `refused`
             (repeating it would bring the same: other 4xx, a redirect, a host not allowed);
-            `gone` (410: of a progress report, the wish that the job end).
+            `gone` (410: of a progress report, the wish that the job end); `withheld` (nothing was
+            sent, because it was not ours to send any more).
         status: HTTP status, None where there was no answer.
         retry_after_seconds: what the receiver asked for, where it did.
         reason: one clause for a log line or a dead letter; no secret in it.
     """
 
-    kind: Literal["delivered", "retry", "refused", "gone"]
+    kind: Literal["delivered", "retry", "refused", "gone", "withheld"]
     status: int | None
     retry_after_seconds: float | None
     reason: str
@@ -81,6 +83,7 @@ class WebhookClient:
         body: bytes,
         idempotency_key: str,
         now: float | None = None,
+        still_ours: Callable[[], bool] = lambda: True,
     ) -> Answer:
         """Send one webhook once; raises nothing for whatever the other side does.
 
@@ -92,6 +95,7 @@ class WebhookClient:
             idempotency_key: the same on every try of one event.
             now: Unix time in seconds, for the signature and for dates in `Retry-After`; the
                 system's if None.
+            still_ours: asked at the last moment before anything is written.
         """
         try:
             address = self._allow_list.check(base)
@@ -107,12 +111,15 @@ class WebhookClient:
                 body=body,
                 connect_timeout_seconds=self._connect_timeout_seconds,
                 deadline_seconds=self._total_deadline_seconds,
+                still_wanted=still_ours,
             ) as answer:
                 judged = judge(answer.status, answer.headers.get("Retry-After"), now)
                 # The status line has decided; what follows it is only taken off the sender's hands.
                 with suppress(RequestFailed):
                     _drain(answer)
                 return judged
+        except NotSent:
+            return Answer("withheld", None, None, "it was not ours to send any more")
         except RequestFailed as error:
             return Answer("retry", None, None, f"{address.origin}: {error}")
 

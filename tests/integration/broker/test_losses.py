@@ -31,6 +31,35 @@ def test_a_lost_connection_brings_the_message_again_and_the_old_answer_is_refuse
     assert worker.consumer.generation == 2
 
 
+def test_a_delivery_is_held_until_its_connection_is_lost(
+    private_rabbitmq_node, private_rabbitmq_url, receivers
+):
+    backend, worker = Backend(private_rabbitmq_url), receivers(private_rabbitmq_url, slots=2)
+    backend.publish(b"job")
+    stale = worker.next()
+    assert worker.consumer.holds(stale)
+    private_rabbitmq_node.ctl("close_all_connections", "--global", "test")
+    again = worker.next()
+    assert not worker.consumer.holds(stale)
+    assert worker.consumer.holds(again)
+    worker.finish(again)
+    worker.consumer.free(stale.slot)
+
+
+def test_a_worker_that_stood_still_for_a_heartbeat_holds_nothing(
+    private_rabbitmq_url, receivers, monkeypatch
+):
+    backend, worker = Backend(private_rabbitmq_url), receivers(private_rabbitmq_url)
+    backend.publish(b"job")
+    delivery = worker.next()
+    clock = time.monotonic
+    monkeypatch.setattr("worker.broker.consumer.time.monotonic", lambda: clock() + 31)
+    assert not worker.consumer.holds(delivery)
+    monkeypatch.undo()
+    eventually(lambda: worker.consumer.holds(delivery))
+    worker.finish(delivery)
+
+
 def test_a_slot_whose_message_was_lost_stays_busy_until_it_is_freed(
     private_rabbitmq_node, private_rabbitmq_url, receivers
 ):

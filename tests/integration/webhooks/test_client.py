@@ -303,3 +303,30 @@ def test_the_receivers_hook_sees_the_request(receiver: Receiver) -> None:
     assert send(client(receiver.host), receiver.url).status == 202
     assert seen[0].json == {"style_id": 10, "note": "ö"}
     assert seen[0].event == "complete"
+
+
+def test_what_is_not_ours_to_send_any_more_is_not_sent(receiver: Receiver) -> None:
+    answer = send(client(receiver.host), receiver.url, still_ours=lambda: False)
+    assert answer.kind == "withheld"
+    assert receiver.journal == []
+    assert send(client(receiver.host), receiver.url).kind == "delivered"
+
+
+def test_whether_it_is_ours_is_asked_only_when_the_connection_stands() -> None:
+    """A process may stand still while it connects, and be replaced meanwhile."""
+    connected: list[bool] = []
+
+    def talk(connection: Any, done: threading.Event) -> None:
+        raise AssertionError("a request was sent")
+
+    with raw_server(talk) as url:
+        address = url.removeprefix("http://")
+        port = int(address.rpartition(":")[2])
+
+        def still_ours() -> bool:
+            with open("/proc/self/net/tcp") as file:
+                connected.append(f"0100007F:{port:04X} 01" in file.read())
+            return False
+
+        assert send(client(address), url, still_ours=still_ours).kind == "withheld"
+    assert connected == [True]

@@ -1,0 +1,70 @@
+"""Worker processes that start at once: forked from a process that has imported everything.
+
+The campaign starts some eight hundred of them. The fork happens in multiprocessing's fork server,
+which has one thread, before the worker's own code has run.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.live_worker import LiveWorker
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.faults.worker"])
+
+
+class ForkedWorker(LiveWorker):
+    """As a worker that was started, but quicker."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        log.touch()
+        self.log_file = log
+        self.process = _Process(environment, log)
+
+
+class _Process:
+    """The part of `subprocess.Popen` that is asked of a worker."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._process = _CONTEXT.Process(target=_run, args=(environment, log), daemon=False)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, seconds: float | None = None) -> int:
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("worker", seconds or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _run(environment: dict[str, str], log: Path) -> None:
+    from tests.faults.worker import main  # the worker's modules stay out of the campaign's process
+
+    os.environ.clear()
+    os.environ.update(environment)
+    out = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(out, number)
+    os.close(out)
+    sys.exit(main())
