@@ -112,6 +112,12 @@ class Site:
         )
         connection.close()
 
+    def declare_queue(self) -> None:
+        """Have the main queue there before anybody publishes."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        self._declare(connection.channel())
+        connection.close()
+
     def _declare(self, channel: Any) -> None:
         """As backends do, without arguments; a quorum queue is the operator's doing."""
         kind = {"x-queue-type": self.queue_type} if self.queue_type != "classic" else None

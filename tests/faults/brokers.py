@@ -111,6 +111,7 @@ def _stage(
             scene(replace(lab, broker_url=broker.url), RABBITMQ_QUEUE_TYPE=queue_type, **settings)
         )
         played.site.queue_type = queue_type
+        played.site.declare_queue()  # before any worker, which would declare it without arguments
         yield broker, played
 
 
@@ -170,6 +171,7 @@ def _queue_deleted(lab: Lab, given_url: str | None, queue_type: QueueType) -> Co
         played.publish(parameters={"max_train_steps": 30})
         worker.wait_for_log("job_taken_up")
         _delete(played, played.site.queue)
+        played.site.queue_type = "classic"  # as the worker declares it anew, where nothing is set
         wait(1)
         played.publish()
         played.wait_for_ends()
