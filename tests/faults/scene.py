@@ -76,13 +76,23 @@ class Scene:
             self.published.append(Published(message["job_id"], refused))
         return str(message["job_id"])
 
-    def start(self, fault: Fault | None = None, **settings: str) -> LiveWorker:
-        """Start a worker; its failpoint strikes once in this case."""
+    def start(
+        self, fault: Fault | None = None, *, own_process: bool = False, **settings: str
+    ) -> LiveWorker:
+        """Start a worker; its failpoint strikes once in this case.
+
+        A process of its own is not forked from one that has imported everything, so that its
+        memory is its own.
+        """
         environment = self.site.environment(**{**QUICK, **self.settings, **settings})
         environment["FAULT"] = fault.text() if fault else ""
         environment["FAULT_FOLDER"] = str(self.site.folder)
         log_file = self.site.folder / f"worker-{len(self.workers)}.log"
-        worker = ForkedWorker(environment, log_file)
+        worker: LiveWorker
+        if own_process:
+            worker = LiveWorker(("-m", "tests.faults.worker"), environment, log_file)
+        else:
+            worker = ForkedWorker(environment, log_file)
         self.workers.append(worker)
         return worker
 

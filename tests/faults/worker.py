@@ -1,6 +1,7 @@
 """The real worker with a stand-in trainer, both with failpoints: `python -m tests.faults.worker`.
 
-Environment: `FAULT` as `Fault.text()` gives it, `FAULT_FOLDER`, `STEP_SECONDS`.
+Environment: `FAULT` as `Fault.text()` gives it, `FAULT_FOLDER`, `STEP_SECONDS`, `CHECKPOINT_STEPS`
+(0: as often as the job's `checkpoint_seconds` says).
 """
 
 import faulthandler
@@ -28,8 +29,8 @@ def main() -> int:
     fault, folder = os.environ.get("FAULT", ""), os.environ["FAULT_FOLDER"]
     install(Failpoints("supervisor", Fault.parse(fault), Path(folder)))
     TrainerProcess.__init__.__kwdefaults__["stuck_after_seconds"] = STUCK_AFTER_SECONDS
-    step_seconds = os.environ.get("STEP_SECONDS", "0.03")
-    trainer = (sys.executable, "-m", "tests.faults.trainer", step_seconds, "2", folder, fault)
+    pace = (os.environ.get("STEP_SECONDS", "0.03"), os.environ.get("CHECKPOINT_STEPS", "2"))
+    trainer = (sys.executable, "-m", "tests.faults.trainer", *pace, folder, fault)
     supervisor = Supervisor(settings, trainer_command=trainer)
     supervisor.install_signal_handlers()
     return supervisor.run()

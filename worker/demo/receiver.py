@@ -1,6 +1,7 @@
 """A webhook receiver: keeps a journal of what arrives, and answers as it is told to."""
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
@@ -182,12 +183,13 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.lost:
             self.close_connection = True
             return
-        self.send_response(reply.status)
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(reply.body)))
-        self.end_headers()
-        self.wfile.write(reply.body)
+        with contextlib.suppress(ConnectionError):  # the sender may not have waited for it
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(reply.body)))
+            self.end_headers()
+            self.wfile.write(reply.body)
 
     def do_GET(self) -> None:
         """A health check is answered, not noted."""
