@@ -163,6 +163,11 @@ class Settings(BaseSettings):
     job_time_limit_seconds: float = Field(
         6 * 3600, gt=0, description="Longest training of any job, seconds."
     )
+    job_max_age_seconds: PositiveFloat | None = Field(
+        None,
+        description="A job that waits longer for its first worker fails, seconds; no limit if "
+        "empty. Its age is told by created_at in the message or by AMQP's timestamp.",
+    )
     max_attempts: int = Field(
         3, ge=1, le=20, description="Attempts without progress before a job is given up."
     )

@@ -19,6 +19,7 @@ class Delivery:
         redelivered: the broker has given it to somebody before, and it came back.
         content_type: AMQP's.
         received_at: `time.monotonic()` of its arrival, seconds.
+        timestamp: AMQP's, seconds since the epoch; none if the publisher set none.
     """
 
     slot: int
@@ -31,3 +32,4 @@ class Delivery:
     redelivered: bool
     content_type: str | None
     received_at: float
+    timestamp: int | None = None

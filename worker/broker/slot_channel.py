@@ -221,6 +221,7 @@ class SlotChannel:
                 redelivered=bool(first.method.redelivered),
                 content_type=first.properties.content_type,
                 received_at=time.monotonic(),
+                timestamp=first.properties.timestamp,
             )
         )
 

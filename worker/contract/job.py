@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from datetime import datetime
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -126,11 +127,13 @@ class ParsedMessage(BaseModel):
         job: what to train.
         id_is_digest: the message named no id; `job.job_id` is the digest of its body.
         ignored_fields: names in the body that the contract does not know, for one log line.
+        created_at: when its sender made it, if the body says so with a time zone.
     """
 
     model_config = ConfigDict(frozen=True)
 
     job: TrainingJob
+    created_at: datetime | None
     id_is_digest: bool
     ignored_fields: tuple[str, ...]
 
@@ -187,7 +190,21 @@ def parse_message(
             )
     if problems or job is None:
         raise _invalid(problems, fields)
-    return ParsedMessage(job=job, id_is_digest=id_is_digest, ignored_fields=ignored)
+    return ParsedMessage(
+        job=job,
+        id_is_digest=id_is_digest,
+        ignored_fields=ignored,
+        created_at=_moment(payload.get("created_at")),
+    )
+
+
+def _moment(text: Any) -> datetime | None:
+    """An ISO 8601 time with its zone; None if it is anything else: it decides nothing by itself."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _decode(body: bytes) -> dict[str, Any]:

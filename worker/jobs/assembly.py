@@ -153,6 +153,7 @@ def job_runner(parts: Parts, *, running: RunningJobs, stopping: Callable[[], boo
                 lease_term_seconds=settings.lease_term_seconds,
                 lease_renew_seconds=settings.lease_renew_seconds,
                 progress_interval_seconds=settings.progress_interval_seconds,
+                max_age_seconds=settings.job_max_age_seconds,
             ),
             topology=parts.topology,
             stages=StageRunner(

@@ -40,6 +40,7 @@ class AttemptRules:
     lease_term_seconds: float
     lease_renew_seconds: float
     progress_interval_seconds: float
+    max_age_seconds: float | None
 
 
 @dataclass(frozen=True)

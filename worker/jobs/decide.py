@@ -76,7 +76,13 @@ Action = Claim | Park | RepeatTerminal | CommitCanceled | GiveUp | Refuse
 
 
 def decide(
-    found: Snapshot, *, fingerprint: str, lease_term_seconds: float, max_attempts: int
+    found: Snapshot,
+    *,
+    fingerprint: str,
+    lease_term_seconds: float,
+    max_attempts: int,
+    age_seconds: float | None = None,
+    max_age_seconds: float | None = None,
 ) -> Action:
     """What to do with a valid message.
 
@@ -85,6 +91,8 @@ def decide(
         fingerprint: digest of the message's content; one id belongs to one content.
         lease_term_seconds: a lease unrenewed for so long is stale.
         max_attempts: claims in a row without progress before the job is given up.
+        age_seconds: time since the message was sent, where that is known.
+        max_age_seconds: a job that nobody has begun by then is given up; no limit if None.
     """
     known = found.result or found.lease
     if known is not None and known.fingerprint != fingerprint:
@@ -100,6 +108,8 @@ def decide(
     epoch = lease.epoch + 1 if lease else 1
     if found.canceled:
         return CommitCanceled(epoch)
+    if lease is None and age_seconds and max_age_seconds and age_seconds > max_age_seconds:
+        return _too_old(epoch, age_seconds, max_age_seconds)
     attempts = _attempts(lease, found.checkpoint_step)
     if attempts > max_attempts:
         return _give_up(lease, epoch, max_attempts)
@@ -113,6 +123,15 @@ def _attempts(lease: Lease | None, checkpoint_step: int) -> int:
     if lease.state == "released":
         return lease.attempts  # an interruption is not an attempt
     return lease.attempts + 1
+
+
+def _too_old(epoch: int, age_seconds: float, max_age_seconds: float) -> GiveUp:
+    return GiveUp(
+        epoch,
+        ErrorCode.TIME_LIMIT_EXCEEDED,
+        f"The job waited {age_seconds / 3600:.1f} hours for a worker and may wait "
+        f"{max_age_seconds / 3600:.1f}; send it again, or ask the operator for more workers.",
+    )
 
 
 def _give_up(lease: Lease | None, epoch: int, max_attempts: int) -> GiveUp:

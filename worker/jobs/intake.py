@@ -27,6 +27,7 @@ class Order:
         fingerprint: digest of the content; one id belongs to one content.
         record: its objects in the store.
         ignored_fields: names in the message that the contract does not know.
+        sent_at: seconds since the epoch, by its sender's clock; None if nothing says it.
     """
 
     job: TrainingJob
@@ -35,6 +36,7 @@ class Order:
     fingerprint: str
     record: JobRecord
     ignored_fields: tuple[str, ...]
+    sent_at: float | None
 
     def failed(self, epoch: int, code: ErrorCode, message: str) -> Result:
         """The result of this job if it fails."""
@@ -87,6 +89,7 @@ class Intake:
             fingerprint=hashlib.sha256(content.encode()).hexdigest(),
             record=self._record(job.job_id),
             ignored_fields=parsed.ignored_fields,
+            sent_at=parsed.created_at.timestamp() if parsed.created_at else delivery.timestamp,
         )
 
     def refusal(self, error: InvalidJob, body: bytes) -> tuple[str, Result | None]:

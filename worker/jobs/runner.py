@@ -1,5 +1,6 @@
 """One delivery's way through the worker: read it, ask the store, decide, do it, settle it."""
 
+import time
 from collections.abc import Callable
 
 import structlog
@@ -74,11 +75,14 @@ class JobRunner:
 
     def _act(self, order: Order, held: HeldDelivery, slot: TrainerSlot) -> None:
         found, previous = look(order.record)
+        rules = self._attempts.rules
         action = decide(
             found,
             fingerprint=order.fingerprint,
-            lease_term_seconds=self._attempts.rules.lease_term_seconds,
-            max_attempts=self._attempts.rules.max_attempts,
+            lease_term_seconds=rules.lease_term_seconds,
+            max_attempts=rules.max_attempts,
+            age_seconds=time.time() - order.sent_at if order.sent_at else None,
+            max_age_seconds=rules.max_age_seconds,
         )
         log.info("job_decided", action=type(action).__name__, redelivered=held.delivery.redelivered)
         match action:

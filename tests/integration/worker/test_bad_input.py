@@ -252,3 +252,17 @@ def test_a_start_with_settings_that_cannot_work_ends_with_64_and_names_the_varia
     text = worker.log_file.read_text()
     assert f"lora-worker: {says}" in text
     assert "Traceback" not in text
+
+
+def test_a_job_that_waited_too_long_fails_unbegun_and_its_sender_hears_why(site):
+    old = site.message(created_at="2025-01-20T10:00:00.000Z")
+    new, undated = site.message(created_at="2999-01-20T10:00:00Z"), site.message()
+    with site.worker(JOB_MAX_AGE_SECONDS="3600") as worker:
+        for message in (old, new, undated):
+            site.publish(message)
+        end = site.wait_for_end(old["job_id"])
+        assert site.wait_for_end(new["job_id"]).event == "complete"
+        assert site.wait_for_end(undated["job_id"]).event == "complete"
+    assert (end.event, end.json["error_code"]) == ("failed", "TIME_LIMIT_EXCEEDED")
+    assert "hours for a worker and may wait 1.0" in end.json["error_message"]
+    assert len(worker.log("job_taken_up")) == 2

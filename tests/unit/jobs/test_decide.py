@@ -94,3 +94,27 @@ def test_one_id_with_other_content_is_refused(found):
     action = decide(found, fingerprint="other", lease_term_seconds=TERM, max_attempts=3)
     assert isinstance(action, Refuse)
     assert "job_id" in action.message
+
+
+@pytest.mark.parametrize(
+    ("found", "age", "limit", "kind"),
+    [
+        (Snapshot(), 100.0, None, Claim),
+        (Snapshot(), None, 60.0, Claim),
+        (Snapshot(), 59.0, 60.0, Claim),
+        (Snapshot(), 61.0, 60.0, GiveUp),
+        (Snapshot(lease=lease(state="released")), 61.0, 60.0, Claim),
+    ],
+)
+def test_a_job_that_nobody_began_in_time_is_given_up(found, age, limit, kind):
+    action = decide(
+        found,
+        fingerprint="f",
+        lease_term_seconds=TERM,
+        max_attempts=3,
+        age_seconds=age,
+        max_age_seconds=limit,
+    )
+    assert isinstance(action, kind)
+    if isinstance(action, GiveUp):
+        assert action.code == ErrorCode.TIME_LIMIT_EXCEEDED
