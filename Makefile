@@ -8,7 +8,7 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq demo test lint types check generate bench-startup clean
+.PHONY: help setup rabbitmq demo test faults faults-full soak lint types check generate bench-startup clean
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -34,6 +34,15 @@ demo: setup ## The main job on this machine: a message becomes an adapter and a 
 
 test: setup ## Every test, on a real broker, a real store and real receivers.
 	$(BIN)/python -m pytest
+
+faults: setup ## Every fault at every point of a job, then the journals; BROKER=URL for another broker.
+	$(BIN)/python -m tests.faults $(if $(BROKER),--broker $(BROKER)) $(CASES)
+
+faults-full: setup ## The same with the real trainer, which takes its time to start.
+	$(BIN)/python -m tests.faults --real-trainer $(CASES)
+
+soak: setup ## JOBS=1000 through five workers with a random fault every few seconds.
+	$(BIN)/python -m tests.faults.soak --jobs $(or $(JOBS),1000)
 
 lint: $(VENV)/.ready ## Style and formatting.
 	$(BIN)/ruff check .

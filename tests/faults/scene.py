@@ -220,7 +220,7 @@ def scene(
             catalogue,
             queue=f"train-{name}",
         )
-        client = lab.s3.client()
+        client = site.client
         for bucket in (site.media, site.results):
             client.create_bucket(Bucket=bucket)
         through = {"S3_ENDPOINT_URL": store_url} if store_url else {}
@@ -259,7 +259,7 @@ def _sweep(played: Scene) -> None:
             channel.queue_delete(one)
         channel.exchange_delete(played._topology.control)
         connection.close()
-    client = site.s3.client()
+    client = site.client
     for bucket in (site.media, site.results):
         for row in client.list_objects_v2(Bucket=bucket).get("Contents", ()):
             client.delete_object(Bucket=bucket, Key=row["Key"])

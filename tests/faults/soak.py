@@ -26,6 +26,9 @@ from worker.demo.s3_server import S3Server
 
 WORKERS, STEADY_WORKERS = 5, 2
 
+#: A job has eight steps: about a second of training, and as much again for all around it.
+STEP_SECONDS = "0.1"
+
 #: Time between two faults, seconds.
 FAULT_SECONDS = (1.0, 4.0)
 
@@ -138,10 +141,10 @@ def main() -> int:
     began = time.monotonic()
     with _stage(asked.seed) as soak:
         played = soak.played
-        soak.fill()
         url = played.site.put_picture("training/a.jpg")
         for _ in range(asked.jobs):
             played.publish(image_urls=[url])
+        soak.fill()
         _wait_for_jobs(played, min(WARM_JOBS, asked.jobs // 2))
         before = [Footprint.of(one.process.pid) for one in soak.places[:STEADY_WORKERS]]
         deadline = time.monotonic() + asked.jobs * PATIENCE_SECONDS_A_JOB
@@ -187,7 +190,9 @@ def _stage(seed: int) -> Iterator[Soak]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         node = stack.enter_context(RabbitMQNode(folder / "rabbitmq"))
         s3 = stack.enter_context(S3Server())
-        played = stack.enter_context(scene(Lab(node.url, s3, folder), respond=respond))
+        played = stack.enter_context(
+            scene(Lab(node.url, s3, folder), respond=respond, STEP_SECONDS=STEP_SECONDS)
+        )
         yield Soak(played, node, s3, random.Random(seed), refusing)
 
 

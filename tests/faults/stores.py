@@ -175,7 +175,7 @@ def _flipped_checkpoint(lab: Lab) -> Counts:
     with scene(lab) as played:
         publish_job(played)
         played.strike(fault).wait()
-        client = played.site.s3.client()
+        client = played.site.client
         for key, body in played.site.objects("jobs/").items():
             if "/checkpoints/" in key:
                 damaged = bytes([body[0] ^ 1]) + body[1:]
