@@ -14,8 +14,9 @@ from typing import Any
 import pika
 
 from benchmarks import processes
-from benchmarks.broker_load import BrokerLoad, broker_load
-from benchmarks.object_server import ObjectServer, RequestKind
+from benchmarks.broker_load import broker_load
+from benchmarks.object_server import ObjectServer
+from benchmarks.period import Moment
 from tests.live_worker import LiveWorker
 from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.receiver import Received, Receiver, Reply
@@ -65,24 +66,6 @@ class Heard:
             ):
                 came = self.requests["progress"]
                 raise TimeoutError(f"{came} of {count} reports in {timeout_seconds:g} s")
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Counters that only grow, at one moment.
-
-    Attributes:
-        monotonic_seconds: when.
-        cpu_seconds: by component.
-        requests: to the store. webhooks: to the receiver, by event.
-        broker: None where the broker is not ours to ask.
-    """
-
-    monotonic_seconds: float
-    cpu_seconds: dict[str, float]
-    requests: Counter[RequestKind]
-    webhooks: Counter[str]
-    broker: BrokerLoad | None
 
 
 @dataclass

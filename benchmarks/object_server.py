@@ -1,32 +1,24 @@
 """An S3 server that is quick enough not to be what a benchmark measures, and counts its requests.
 
-One process, one thread, everything in memory, no signature checked: PUT, GET, HEAD, DELETE, COPY,
-LIST (version 2) and the creation of buckets, path style, with the conditions If-Match and
-If-None-Match. What it does not know (parts of large files, ranges, versions) it refuses with 501.
-The store's contract suite runs against it.
+One process, one thread, everything in memory, path style. `benchmarks/objects.py` says what it
+knows of S3. The store's contract suite runs against it.
 """
 
 import asyncio
-import hashlib
 import json
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from email.utils import formatdate
 from types import TracebackType
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
-from xml.sax.saxutils import escape
+from urllib.parse import parse_qs, unquote, urlsplit
 
+from benchmarks.objects import Answer, Buckets, Request, RequestKind
 from worker.demo.s3_server import ACCESS_KEY_ID, SECRET_ACCESS_KEY
 from worker.storage.s3 import S3Store, connect
-
-#: Most keys in one page of a listing, as at Amazon's.
-PAGE_KEYS = 1000
 
 #: Where the counts are read; no bucket can have this name.
 _COUNTS_PATH = "/_counts"
@@ -39,20 +31,6 @@ _REASONS = {
     412: "Precondition Failed",
     501: "Not Implemented",
 }
-
-
-@dataclass(frozen=True)
-class RequestKind:
-    """What was asked for and answered: `GET`, `lease.json`, 404.
-
-    Attributes:
-        verb: PUT, GET, HEAD, DELETE, COPY or LIST.
-        name: the last part of the key.
-    """
-
-    verb: str
-    name: str
-    status: int
 
 
 class ObjectServer:
@@ -124,142 +102,10 @@ class ObjectServer:
         }
 
 
-@dataclass(frozen=True)
-class _Object:
-    body: bytes
-    etag: str
-    modified: str
-    headers: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Attributes: query: first value of each name. headers: names in lower case."""
-
-    method: str
-    bucket: str
-    key: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int = 200
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def _error(status: int, code: str) -> _Answer:
-    return _Answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
-
-
-class _Buckets:
-    """The objects, and what each request does to them."""
-
-    def __init__(self) -> None:
-        self._buckets: dict[str, dict[str, _Object]] = {}
-        self.counts: Counter[RequestKind] = Counter()
-
-    def answer(self, request: _Request) -> _Answer:
-        if not request.key and request.method == "PUT":
-            self._buckets.setdefault(request.bucket, {})
-            return _Answer()
-        verb, answer = self._answer(request)
-        name = request.key.rpartition("/")[2]
-        self.counts[RequestKind(verb, name, answer.status)] += 1
-        return answer
-
-    def _answer(self, request: _Request) -> tuple[str, _Answer]:
-        objects = self._buckets.get(request.bucket)
-        copying = "x-amz-copy-source" in request.headers
-        verb = "LIST" if not request.key else "COPY" if copying else request.method
-        if objects is None:
-            return verb, _error(404, "NoSuchBucket")
-        if {"uploads", "uploadId"} & request.query.keys() or "range" in request.headers:
-            return verb, _error(501, "NotImplemented")
-        match verb:
-            case "PUT":
-                return verb, _put(objects, request)
-            case "GET" | "HEAD":
-                return verb, _get(objects, request)
-            case "COPY":
-                return verb, self._copy(objects, request)
-            case "LIST" if request.query.get("list-type") == "2":
-                return verb, _list(objects, request)
-            case "DELETE":
-                objects.pop(request.key, None)
-                return verb, _Answer(204)
-        return verb, _error(501, "NotImplemented")
-
-    def _copy(self, objects: dict[str, _Object], request: _Request) -> _Answer:
-        bucket, _, key = unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
-        source = self._buckets.get(bucket, {}).get(key)
-        if source is None:
-            return _error(404, "NoSuchKey")
-        copied = _Object(source.body, source.etag, formatdate(usegmt=True), source.headers)
-        objects[request.key] = copied
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-        return _Answer(
-            body=(
-                f"<CopyObjectResult><ETag>{escape(copied.etag)}</ETag>"
-                f"<LastModified>{moment}</LastModified></CopyObjectResult>"
-            ).encode()
-        )
-
-
-def _put(objects: dict[str, _Object], request: _Request) -> _Answer:
-    standing, headers = objects.get(request.key), request.headers
-    if headers.get("if-none-match") == "*" and standing is not None:
-        return _error(412, "PreconditionFailed")
-    if (wanted := headers.get("if-match")) is not None:
-        if standing is None:
-            return _error(404, "NoSuchKey")
-        if wanted not in ("*", standing.etag):
-            return _error(412, "PreconditionFailed")
-    if "aws-chunked" in headers.get("content-encoding", ""):
-        return _error(501, "NotImplemented")
-    kept = {n: v for n, v in headers.items() if n.startswith("x-amz-meta-") or n == "content-type"}
-    etag = f'"{hashlib.md5(request.body, usedforsecurity=False).hexdigest()}"'
-    objects[request.key] = _Object(request.body, etag, formatdate(usegmt=True), kept)
-    return _Answer(headers={"ETag": etag})
-
-
-def _get(objects: dict[str, _Object], request: _Request) -> _Answer:
-    found = objects.get(request.key)
-    if found is None:
-        return _error(404, "NoSuchKey")
-    return _Answer(
-        body=found.body,
-        headers={"ETag": found.etag, "Last-Modified": found.modified, **found.headers},
-    )
-
-
-def _list(objects: dict[str, _Object], request: _Request) -> _Answer:
-    prefix = request.query.get("prefix", "")
-    after = request.query.get("continuation-token", "")
-    keys = sorted(key for key in objects if key.startswith(prefix) and key > after)
-    page = keys[:PAGE_KEYS]
-    rows = "".join(
-        f"<Contents><Key>{quote(key)}</Key><Size>{len(objects[key].body)}</Size>"
-        f"<ETag>{escape(objects[key].etag)}</ETag></Contents>"
-        for key in page
-    )
-    more = len(keys) > len(page)
-    token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if more else ""
-    return _Answer(
-        body=(
-            f"<ListBucketResult><EncodingType>url</EncodingType><KeyCount>{len(page)}</KeyCount>"
-            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}</ListBucketResult>"
-        ).encode()
-    )
-
-
 class _Connection(asyncio.Protocol):
-    """HTTP/1.1 with keep-alive: bytes in, `_Request`; `_Answer`, bytes out."""
+    """HTTP/1.1 with keep-alive: bytes in, `Request`; `Answer`, bytes out."""
 
-    def __init__(self, buckets: _Buckets) -> None:
+    def __init__(self, buckets: Buckets) -> None:
         self._buckets = buckets
         self._buffer = b""
         self._continued = False
@@ -274,11 +120,11 @@ class _Connection(asyncio.Protocol):
             if request.bucket == _COUNTS_PATH[1:]:
                 counts = self._buckets.counts.items()
                 rows = [[kind.verb, kind.name, kind.status, n] for kind, n in counts]
-                self._write(request.method, _Answer(body=json.dumps(rows).encode()))
+                self._write(request.method, Answer(body=json.dumps(rows).encode()))
             else:
                 self._write(request.method, self._buckets.answer(request))
 
-    def _requests(self) -> Iterator[_Request]:
+    def _requests(self) -> Iterator[Request]:
         """What has arrived whole; the rest stays in the buffer."""
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             first, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
@@ -296,11 +142,11 @@ class _Connection(asyncio.Protocol):
             parts = urlsplit(target)
             bucket, _, key = unquote(parts.path)[1:].partition("/")
             query = parse_qs(parts.query, keep_blank_values=True)
-            yield _Request(
+            yield Request(
                 method, bucket, key, {name: v[0] for name, v in query.items()}, headers, body
             )
 
-    def _write(self, method: str, answer: _Answer) -> None:
+    def _write(self, method: str, answer: Answer) -> None:
         lines = [
             f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}",
             f"Date: {formatdate(usegmt=True)}",
@@ -312,7 +158,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def _serve() -> None:
-    buckets = _Buckets()
+    buckets = Buckets()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(buckets), "127.0.0.1", 0, backlog=1024)
     port = server.sockets[0].getsockname()[1]

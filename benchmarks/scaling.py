@@ -15,60 +15,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import processes
 from benchmarks.broker_load import BrokerLoad
-from benchmarks.crowd import STEP_SECONDS, Crowd, Moment, gathered, log_events
-from benchmarks.object_server import RequestKind
+from benchmarks.crowd import STEP_SECONDS, Crowd, gathered, log_events
+from benchmarks.objects import RequestKind
+from benchmarks.period import Period, between
 
 #: Time for workers and broker to come to rest before a phase is measured, seconds.
 SETTLE_SECONDS = 5.0
 
 #: Steps of a job that is drained.
 SHORT_STEPS = 1
-
-
-@dataclass(frozen=True)
-class Period:
-    """What happened between two moments; figures as in `Moment`.
-
-    Attributes:
-        messages: at the broker, by what was done with them.
-        packets: TCP packets to and from the broker, on connections that were open all the time.
-    """
-
-    seconds: float
-    cpu_seconds: dict[str, float]
-    requests: Counter[RequestKind]
-    webhooks: Counter[str]
-    messages: Counter[str]
-    packets: int
-
-
-def between(before: Moment, after: Moment) -> Period:
-    """The growth of every counter."""
-    messages: Counter[str] = Counter()
-    packets = 0
-    if before.broker is not None and after.broker is not None:
-        messages = after.broker.messages - before.broker.messages
-        packets = _packets(after.broker) - _packets(before.broker)
-    return Period(
-        seconds=after.monotonic_seconds - before.monotonic_seconds,
-        cpu_seconds={
-            name: seconds - before.cpu_seconds[name] for name, seconds in after.cpu_seconds.items()
-        },
-        requests=after.requests - before.requests,
-        webhooks=after.webhooks - before.webhooks,
-        messages=messages,
-        packets=packets,
-    )
-
-
-def _packets(load: BrokerLoad) -> int:
-    return load.packets_in + load.packets_out
 
 
 def account(
@@ -117,7 +78,7 @@ def drain(crowd: Crowd, job_ids: Sequence[str], pictures: int, patience: float) 
     ended = time.monotonic()
     time.sleep(SETTLE_SECONDS)  # the last marks are still being written
     period = between(before, crowd.moment())
-    return Period(**{**vars(period), "seconds": ended - began})
+    return replace(period, seconds=ended - began)
 
 
 def train(crowd: Crowd, job_ids: Sequence[str], pictures: int, seconds: float) -> Period:
