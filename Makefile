@@ -8,7 +8,8 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq demo test faults faults-full soak lint types check generate bench-startup clean
+.PHONY: help setup rabbitmq demo test faults faults-full soak lint types check generate \
+  bench-startup bench-scaling bench-consumers clean
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -58,6 +59,12 @@ generate: $(VENV)/.ready ## Files that come from the models: config/worker.env.e
 
 bench-startup: $(VENV)/.ready ## Start-up time and memory of the supervisor.
 	$(BIN)/python -m benchmarks.startup
+
+bench-scaling: $(VENV)/.ready rabbitmq ## Jobs a second and what the parts around a worker carry: 50 workers, 5,000 jobs.
+	$(BIN)/python -m benchmarks.scaling --workers 50 --jobs 5000
+
+bench-consumers: $(VENV)/.ready rabbitmq ## What it costs a queue that ten thousands listen to it.
+	$(BIN)/python -m benchmarks.consumer_churn
 
 clean: ## Remove what was made, the virtual environment too.
 	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -81,10 +81,7 @@ class Receiver:
         class Handler(_Handler):
             take = staticmethod(receiver._take)
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
-        # A test that leaves a request hanging must not hang with it.
-        self._server.block_on_close = False
+        self._server = _Server((host, port), Handler)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="receiver", daemon=True
         )
@@ -156,6 +153,15 @@ class Receiver:
         if self._on_request is not None:
             self._on_request(request, reply)
         return reply
+
+
+class _Server(ThreadingHTTPServer):
+    #: Connections that may wait to be accepted. The five of the base class are too few for a crowd
+    #: of workers: the sixth waits a second or more until TCP tries again.
+    request_queue_size = 1024
+    daemon_threads = True
+    # A test that leaves a request hanging must not hang with it.
+    block_on_close = False
 
 
 class _Handler(BaseHTTPRequestHandler):

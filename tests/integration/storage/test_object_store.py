@@ -1,11 +1,14 @@
-"""What holds for every object store: the same promises on S3 over HTTP and on local files."""
+"""What holds for every object store: the same promises on two S3 servers and on local files."""
 
 import hashlib
 import threading
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.object_server import ObjectServer
 from worker.storage.local import LocalStore
 from worker.storage.store import (
     BucketMissing,
@@ -19,18 +22,38 @@ from worker.storage.store import (
 )
 
 
-@pytest.fixture(params=["s3", "local"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    if request.param == "s3":
-        return request.getfixturevalue("s3_store")
+@pytest.fixture(scope="module")
+def object_server() -> Iterator[ObjectServer]:
+    """The server of the benchmarks, which must be a true S3 for what they measure to be true."""
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["s3", "benchmark", "local"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def store(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    match kind:
+        case "s3":
+            return request.getfixturevalue("s3_store")
+        case "benchmark":
+            return request.getfixturevalue("object_server").store()
     return LocalStore(tmp_path / "store", buckets=[request.getfixturevalue("bucket")])
 
 
 @pytest.fixture
-def bucket(request: pytest.FixtureRequest) -> str:
-    if "local" in request.node.name:
-        return "pictures"
-    return request.getfixturevalue("s3_bucket")
+def bucket(kind: str, request: pytest.FixtureRequest) -> str:
+    match kind:
+        case "s3":
+            return request.getfixturevalue("s3_bucket")
+        case "benchmark":
+            name = f"test-{uuid.uuid4().hex[:16]}"
+            request.getfixturevalue("object_server").client().create_bucket(Bucket=name)
+            return name
+    return "pictures"
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The receiver that the demo and the compose file run."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +43,15 @@ def test_it_runs_alone_and_prints_one_line_an_event() -> None:
         finally:
             process.terminate()
     assert line == 'POST /api/webhooks/training/failed 200 {"a": 1}\n'
+
+
+def test_a_crowd_that_knocks_at_once_is_let_in() -> None:
+    # Not serving yet: whoever gets in waits in the queue. Others would wait for TCP to try again.
+    receiver = Receiver()
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            knock = socket.create_connection(("127.0.0.1", receiver.port), timeout=2)
+            stack.enter_context(knock)
+        stack.enter_context(receiver)
+        knock.sendall(b"GET /health HTTP/1.1\r\nHost: receiver\r\n\r\n")
+        assert knock.recv(100).startswith(b"HTTP/1.1 200")
