@@ -151,7 +151,7 @@ class _Attempt:
                 base_model=self._order.base_model,
                 on_event=self._on_event,
                 should_stop=self._should_stop,
-                checkpoint=self._order.record.checkpoint(),
+                checkpoint=self._order.record.checkpoint() if self._lease.epoch > 1 else None,
                 stage_seconds=stage_seconds,
             )
             try:

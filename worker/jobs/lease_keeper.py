@@ -89,7 +89,9 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         while not self._closing.wait(self._renew_seconds):
-            self._renew(self._lease.percent)
+            # A progress report may have renewed it just now.
+            if time.monotonic() - self._renewed_at > self._renew_seconds / 2:
+                self._renew(self._lease.percent)
             try:
                 if self._record.is_canceled():
                     self.canceled.set()

@@ -175,13 +175,32 @@ class JobRecord:
 
     # --- checkpoint
 
-    def checkpoint(self) -> tuple[CheckpointPointer, StoredObject] | None:
-        """The newest checkpoint's pointer."""
-        return self._read(self.keys.checkpoint, CheckpointPointer)
+    def checkpoint(self) -> tuple[CheckpointPointer, str] | None:
+        """The newest checkpoint's pointer, and the pointer's etag."""
+        found = self._read(self.keys.checkpoint, CheckpointPointer)
+        return (found[0], found[1].etag) if found else None
 
     def point_to(self, pointer: CheckpointPointer, previous_etag: str | None) -> str:
-        """Move the pointer by compare-and-swap; returns its etag. Raises `LostLease`."""
-        return self._replace(self.keys.checkpoint, pointer, previous_etag)
+        """Move the pointer by compare-and-swap; returns its etag.
+
+        Where an earlier claim, whose worker was thought dead, has moved it meanwhile, it is
+        moved all the same. Raises `LostLease` where a later claim has.
+        """
+        try:
+            return self._replace(self.keys.checkpoint, pointer, previous_etag)
+        except LostLease:
+            standing = self.checkpoint()
+            if standing is None or standing[0].epoch > pointer.epoch:
+                raise
+            return self._replace(self.keys.checkpoint, pointer, standing[1])
+
+    # --- afterwards
+
+    def tidy(self) -> None:
+        """Delete checkpoints and outputs, once the job has ended and its files are in place."""
+        for url in self._store.list(self.keys.prefix):
+            if url.key.startswith((self.keys.checkpoints.key, self.keys.outputs.key)):
+                self._store.delete(url)
 
     def _read(self, url: ObjectUrl, kind: type[_D]) -> tuple[_D, StoredObject] | None:
         return read_document(self._store, url, kind)

@@ -174,6 +174,10 @@ class JobRunner:
     ) -> None:
         self._conclusion.conclude(result, held, last_progress)
         record.mark_announced()
+        try:
+            record.tidy()
+        except StorageError as error:
+            log.warning("job_not_tidied", reason=str(error))
 
     def _put_off(self, held: HeldDelivery) -> None:
         try:
@@ -187,7 +191,8 @@ def look(record: JobRecord) -> tuple[Snapshot, StoredObject | None]:
     result = record.result()
     if result is not None and record.is_announced():
         return Snapshot(result=result, announced=True), None
-    lease, checkpoint = record.lease(), record.checkpoint()
+    lease = record.lease()
+    checkpoint = record.checkpoint() if lease else None  # nobody began: there can be none
     snapshot = Snapshot(
         result=result,
         canceled=record.is_canceled(),

@@ -28,7 +28,7 @@ from worker.contract.pipe import (
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
 from worker.jobs.trainer_process import TrainerSlot
 from worker.storage.images import ImageFetcher, ImageProblem
-from worker.storage.store import ObjectStore, ObjectUrl, StorageError, StoredObject
+from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
 
 log = structlog.get_logger()
 
@@ -43,7 +43,8 @@ class Claimed:
     Attributes:
         on_event: told of stages and steps, for progress.
         should_stop: looked at between and in stages.
-        checkpoint: the newest checkpoint's pointer, moved on as checkpoints are stored.
+        checkpoint: the newest checkpoint's pointer and its etag, moved on as checkpoints are
+            stored.
     """
 
     job: TrainingJob
@@ -53,7 +54,7 @@ class Claimed:
     base_model: BaseModelEntry
     on_event: Callable[[StageEvent | StepEvent], None]
     should_stop: Callable[[], StopCommand | None]
-    checkpoint: tuple[CheckpointPointer, StoredObject] | None
+    checkpoint: tuple[CheckpointPointer, str] | None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -137,13 +138,24 @@ class StageRunner:
         ]
 
     def _download_checkpoint(self, claimed: Claimed) -> str | None:
-        if claimed.checkpoint is None:
-            return None
-        pointer = claimed.checkpoint[0]
+        while claimed.checkpoint is not None:
+            try:
+                return self._fetch_checkpoint(claimed, claimed.checkpoint[0])
+            except ObjectMissing:
+                # Its worker was not dead, only slow: it has left a newer one and deleted this.
+                missing, claimed.checkpoint = claimed.checkpoint, claimed.record.checkpoint()
+                if claimed.checkpoint == missing:
+                    log.warning("checkpoint_missing", url=missing[0].url)
+                    break
+        return None
+
+    def _fetch_checkpoint(self, claimed: Claimed, pointer: CheckpointPointer) -> str | None:
         path = claimed.folder / "checkpoints" / "resumed.safetensors"
         url = ObjectUrl.parse(pointer.url)
         try:
             fetched = self.store.download(url, path, max_bytes=2**34)
+        except ObjectMissing:
+            raise
         except StorageError as error:
             if error.transient:
                 raise _storage_error(error) from None
@@ -206,8 +218,10 @@ class StageRunner:
             pointer = CheckpointPointer(
                 step=event.step, epoch=claimed.epoch, url=str(url), sha256=digest
             )
-            claimed.record.point_to(pointer, old[1].etag if old else None)
-            claimed.checkpoint = claimed.record.checkpoint()
+            claimed.checkpoint = (
+                pointer,
+                claimed.record.point_to(pointer, old[1] if old else None),
+            )
             log.info("checkpoint_stored", step=event.step, bytes=path.stat().st_size)
             if old is not None and old[0].url != str(url):
                 self.store.delete(ObjectUrl.parse(old[0].url))

@@ -100,6 +100,11 @@ class JobKeys:
         """
         return self.checkpoints.child(f"{epoch:06d}-{step:08d}.safetensors")
 
+    @property
+    def outputs(self) -> ObjectUrl:
+        """Prefix of what the claims have finished."""
+        return self.prefix.child("output/")
+
     def output_prefix(self, epoch: int) -> ObjectUrl:
         """Where the claim number `epoch` puts its finished files before the result is committed."""
-        return self.prefix.child(f"output/{epoch:06d}/")
+        return self.outputs.child(f"{epoch:06d}/")

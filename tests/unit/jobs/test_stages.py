@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -9,10 +10,11 @@ from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import parse_message
 from worker.contract.pipe import FinishedEvent, OutputFile, StopCommand
-from worker.jobs.record import JobRecord
+from worker.jobs.record import CheckpointPointer, JobRecord
 from worker.jobs.stages import Claimed, Interrupted, StageRunner
 from worker.storage.images import ImageFetcher
 from worker.storage.local import LocalStore
+from worker.storage.store import ObjectUrl
 
 
 class Told:
@@ -35,6 +37,8 @@ class FinishingSlot:
         return self
 
     def train(self, command, on_event, *, should_stop, time_limit_seconds):
+        resumed = command.resume_from
+        self.resumed = Path(resumed).read_bytes() if resumed else None
         path = self.folder / "lora_weights.safetensors"
         path.write_bytes(b"weights")
         self.then()
@@ -84,7 +88,7 @@ def claimed(store, tmp_path, should_stop=lambda: None, images=("a.jpg",)):
     return Claimed(
         job=parse_message(body).job,
         epoch=1,
-        record=JobRecord(store, "b", "j"),
+        record=JobRecord(store, "bucket", "j"),
         folder=tmp_path / "work",
         base_model=BaseModelEntry(name="tiny", location="x"),
         on_event=lambda event: None,
@@ -135,3 +139,36 @@ def test_a_full_disk_is_said_with_its_numbers(stages, store, tmp_path, mocker):
     with pytest.raises(JobError, match="1 MiB free and needs 512") as caught:
         stages.run(claimed(store, tmp_path), FinishingSlot(tmp_path))
     assert caught.value.transient
+
+
+def stored_checkpoint(store, job, epoch, step):
+    """A checkpoint with its pointer, as the claim number `epoch` leaves it."""
+    body = f"step {step}".encode()
+    url = job.record.keys.checkpoint_file(epoch, step)
+    store.write(url, body, content_type="application/octet-stream")
+    digest = hashlib.sha256(body).hexdigest()
+    return CheckpointPointer(step=step, epoch=epoch, url=str(url), sha256=digest)
+
+
+def test_a_checkpoint_that_a_slow_owner_replaced_meanwhile_is_looked_up_again(
+    stages, store, tmp_path
+):
+    job = claimed(store, tmp_path)
+    gone = stored_checkpoint(store, job, 1, 2)
+    job.checkpoint = (gone, job.record.point_to(gone, None))
+    newer = stored_checkpoint(store, job, 1, 4)
+    job.record.point_to(newer, job.checkpoint[1])
+    store.delete(ObjectUrl.parse(gone.url))
+    slot = FinishingSlot(tmp_path)
+    stages.run(job, slot)
+    assert slot.resumed == b"step 4"
+
+
+def test_a_checkpoint_that_is_nowhere_costs_the_steps_and_not_the_job(stages, store, tmp_path):
+    job = claimed(store, tmp_path)
+    gone = stored_checkpoint(store, job, 1, 2)
+    job.checkpoint = (gone, job.record.point_to(gone, None))
+    store.delete(ObjectUrl.parse(gone.url))
+    slot = FinishingSlot(tmp_path)
+    stages.run(job, slot)
+    assert slot.resumed is None
