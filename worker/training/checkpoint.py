@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import safetensors.torch
 import torch
 
 from worker.contract.parameters import TrainingParameters
-from worker.training.device import device_name
+from worker.training.environment import differences
 from worker.training.loop import Trainee
 
 _HEADER = "lora_worker"
@@ -24,12 +22,6 @@ _SAID = {"step", "belongs_to", "made_in", "inexactly", "scheduler", "scaler"}
 
 #: AdamW's state of one weight.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-#: Libraries whose version may change a result: in the step, or in what a resume encodes anew.
-_LIBRARIES = (
-    *("torch", "diffusers", "peft", "accelerate", "transformers", "pillow"),
-    "lora-worker",
-)
 
 
 class CheckpointUnusable(Exception):  # noqa: N818 - a finding, not a malfunction
@@ -48,31 +40,6 @@ def fingerprint(
         [parameters.model_dump(mode="json"), seed, pictures, captions, base_model], sort_keys=True
     )
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What results depend on bit by bit.
-
-    A CPU sums in an order that depends on the number of threads, and its libraries choose their
-    code by its model.
-    """
-    found = {"device": device_name(device), "machine": platform.machine()}
-    if device.type == "cpu":
-        found |= {
-            "processor": _processor(),
-            "instruction set": torch.backends.cpu.get_cpu_capability(),
-            "number of threads": str(torch.get_num_threads()),
-        }
-    return found | {name: version(name) for name in _LIBRARIES}
-
-
-def _processor() -> str:
-    """The CPU's model as Linux names it; empty where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
 
 
 def save_checkpoint(
@@ -164,16 +131,7 @@ def load_checkpoint(
     trainee.losses.copy_(tensors["losses"])
     trainee.rates.copy_(tensors["rates"])
     trainee.step = int(header["step"])
-    return list(dict.fromkeys([*header["inexactly"], *_differences(header["made_in"], made_in)]))
-
-
-def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    names = dict.fromkeys([*now, *before])
-    return [
-        f"{name}: {now.get(name, 'not known')} here, {before.get(name, 'not known')} before"
-        for name in names
-        if now.get(name) != before.get(name)
-    ]
+    return list(dict.fromkeys([*header["inexactly"], *differences(header["made_in"], made_in)]))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -11,11 +11,11 @@ from worker.training.adapter import add_adapter
 from worker.training.base_model import LoadedBaseModel
 from worker.training.checkpoint import (
     CheckpointUnusable,
-    environment,
     fingerprint,
     load_checkpoint,
     save_checkpoint,
 )
+from worker.training.environment import environment
 from worker.training.loop import Lesson, StopReason, Trainee, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
 
