@@ -30,7 +30,7 @@ from worker.jobs.step_watch import LEAST_SECONDS, StepWatch
 log = structlog.get_logger()
 
 #: What a trainer is started with; a test passes a stand-in that speaks the same protocol.
-TRAINER_COMMAND = (sys.executable, "-m", "worker.training.service")
+TRAINER_COMMAND = (sys.executable, "-m", "worker.training")
 
 #: Environment that a trainer may see. All else, credentials first, stays with the supervisor.
 _PASSED_NAMES = frozenset(

@@ -1,5 +1,6 @@
 """Pictures and captions, encoded once, kept on the device, keyed by picture and never by step."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -57,28 +58,38 @@ class Dataset:
 
 
 @torch.no_grad()
-def encode(model: LoadedBaseModel, pictures: list[Picture], *, mirrored: bool) -> Dataset:
+def encode(
+    model: LoadedBaseModel, pictures: Iterable[tuple[Picture, torch.Tensor]], *, mirrored: bool
+) -> Dataset:
     """Encode every picture and every distinct caption once.
+
+    Args:
+        model: the base model.
+        pictures: each with its pixels, `[3, R, R]`; taken one at a time and not kept.
+        mirrored: also encode each picture's mirror image.
 
     Raises:
         JobError: `INVALID_IMAGE`, the encoder gave no finite numbers for a picture.
     """
-    captions = list(dict.fromkeys(picture.file.caption for picture in pictures))
-    posteriors = [_posterior(model, picture, mirrored=mirrored) for picture in pictures]
+    encoded, posteriors = [], []
+    for picture, pixels in pictures:
+        encoded.append(picture)
+        posteriors.append(_posterior(model, picture, pixels, mirrored=mirrored))
+    captions = list(dict.fromkeys(picture.file.caption for picture in encoded))
     return Dataset(
         mean=torch.stack([mean for mean, _ in posteriors]),
         std=torch.stack([std for _, std in posteriors]),
         scaling_factor=float(model.vae.config.scaling_factor),
         embeddings=torch.cat([_embedding(model, caption) for caption in [*captions, ""]]),
-        captions=tuple(captions.index(picture.file.caption) for picture in pictures),
-        sha256=tuple(picture.sha256 for picture in pictures),
+        captions=tuple(captions.index(picture.file.caption) for picture in encoded),
+        sha256=tuple(picture.sha256 for picture in encoded),
     )
 
 
 def _posterior(
-    model: LoadedBaseModel, picture: Picture, *, mirrored: bool
+    model: LoadedBaseModel, picture: Picture, pixels: torch.Tensor, *, mirrored: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    pixels = picture.pixels.to(model.arithmetic.device)
+    pixels = pixels.to(model.arithmetic.device)
     variants = [pixels, pixels.flip(-1)] if mirrored else [pixels]
     means, stds = [], []
     for variant in variants:

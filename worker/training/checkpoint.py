@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import platform
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,16 @@ import safetensors.torch
 import torch
 
 from worker.contract.parameters import TrainingParameters
+from worker.training.environment import differences
 from worker.training.loop import Trainee
 
 _HEADER = "lora_worker"
 
 #: What the header must say.
-_SAID = {"step", "belongs_to", "made_in", "scheduler", "scaler"}
+_SAID = {"step", "belongs_to", "made_in", "inexactly", "scheduler", "scaler"}
 
 #: AdamW's state of one weight.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-#: Libraries whose version may change a result.
-_LIBRARIES = ("torch", "diffusers", "peft", "accelerate")
 
 
 class CheckpointUnusable(Exception):  # noqa: N818 - a finding, not a malfunction
@@ -46,18 +42,24 @@ def fingerprint(
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def environment(device: str) -> dict[str, str]:
-    """What results depend on bit by bit: device and versions."""
-    versions = {name: version(name) for name in _LIBRARIES}
-    return {"device": device, "machine": platform.machine(), **versions}
-
-
 def save_checkpoint(
-    trainee: Trainee, folder: Path, *, belongs_to: str, made_in: Mapping[str, str]
+    trainee: Trainee,
+    folder: Path,
+    *,
+    belongs_to: str,
+    made_in: Mapping[str, str],
+    inexactly: Sequence[str] = (),
 ) -> Path:
     """Write the state after `trainee.step` steps; older files in `folder` go last.
 
     A temporary file is flushed to the disk and renamed, so that a crash leaves the old one whole.
+
+    Args:
+        trainee: what to store.
+        folder: made if it does not exist.
+        belongs_to: the job's `fingerprint`.
+        made_in: this `environment`.
+        inexactly: what was not the same where the training went on before; it stays so.
     """
     tensors = {f"adapter.{name}": weight.detach() for name, weight in trainee.weights.items()}
     state = trainee.optimizer.state_dict()["state"]
@@ -68,6 +70,7 @@ def save_checkpoint(
         "step": trainee.step,
         "belongs_to": belongs_to,
         "made_in": dict(made_in),
+        "inexactly": list(inexactly),
         "scheduler": trainee.scheduler.state_dict(),
         "scaler": trainee.accelerator.scaler.state_dict() if trainee.accelerator.scaler else None,
     }
@@ -92,8 +95,13 @@ def save_checkpoint(
 
 def load_checkpoint(
     trainee: Trainee, path: Path, *, belongs_to: str, made_in: Mapping[str, str]
-) -> bool:
-    """Put the state of `path` into `trainee`. Returns whether it will end bit-identical.
+) -> list[str]:
+    """Put the state of `path` into `trainee`.
+
+    Returns:
+        What is, or was at an earlier resume, not the same as where the training had begun, each in
+        a few words. With nothing in it the training will end bit-identical to one that was never
+        interrupted.
 
     Raises:
         CheckpointUnusable: the file is damaged, or of another job; `trainee` is as before.
@@ -123,7 +131,7 @@ def load_checkpoint(
     trainee.losses.copy_(tensors["losses"])
     trainee.rates.copy_(tensors["rates"])
     trainee.step = int(header["step"])
-    return bool(header["made_in"] == dict(made_in))
+    return list(dict.fromkeys([*header["inexactly"], *differences(header["made_in"], made_in)]))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

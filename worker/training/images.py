@@ -1,26 +1,21 @@
 """Untrusted picture files become tensors, or a sentence that says what is wrong with them."""
 
 import hashlib
-import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
-
-#: Formats that are read. Everything else Pillow knows stays closed to strangers' files.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+from worker.training.decoding import FORMATS, TooManyPixels, decode_square, opened
 
 #: Smallest side of a picture that is trained on, pixels.
 MIN_SIDE = 16
-
-#: Largest picture that is decoded, pixels: where Pillow warns, which is an error here.
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 
 #: Bad pictures that an error message names.
 _NAMED = 5
@@ -28,16 +23,14 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Picture:
-    """A usable picture.
+    """A usable picture; its pixels are elsewhere.
 
     Attributes:
-        file: where it came from, and its caption.
-        pixels: `[3, R, R]`, fp32 in [-1, 1]. sha256: of the file.
+        file: where it came from, and its caption. sha256: of the file.
         width, height: of the file, after turning it upright.
     """
 
     file: ImageFile
-    pixels: torch.Tensor
     sha256: str
     width: int
     height: int
@@ -51,73 +44,70 @@ class BadPicture:
     reason: str
 
 
-def read_pictures(
-    files: list[ImageFile], resolution: int, on_bad_image: Literal["skip", "fail"]
-) -> tuple[list[Picture], list[BadPicture]]:
-    """Read all pictures; what is left out is in the second list.
+class Pictures:
+    """A job's pictures, read one at a time: the pixels of a thousand of them are gigabytes.
 
-    Raises:
-        JobError: `INVALID_IMAGE`; a picture is bad and the job wants none left out, or all are.
+    Attributes:
+        good, bad: those found until now, in the job's order.
     """
-    good: list[Picture] = []
-    bad: list[BadPicture] = []
-    for file in files:
-        found = read_picture(file, resolution)
-        if isinstance(found, Picture):
-            good.append(found)
-        else:
-            bad.append(found)
-    if bad and (on_bad_image == "fail" or not good):
+
+    def __init__(
+        self, files: Iterable[ImageFile], resolution: int, on_bad_image: Literal["skip", "fail"]
+    ) -> None:
+        self._files, self._resolution, self._on_bad_image = files, resolution, on_bad_image
+        self.good: list[Picture] = []
+        self.bad: list[BadPicture] = []
+
+    def __iter__(self) -> Iterator[tuple[Picture, torch.Tensor]]:
+        """Read them; gives each usable picture with its pixels, as `read_picture` does.
+
+        Raises:
+            JobError: `INVALID_IMAGE`, after the last one: a picture is bad and the job wants none
+                left out, or all are.
+        """
+        for file in self._files:
+            found = read_picture(file, self._resolution)
+            if isinstance(found, BadPicture):
+                self.bad.append(found)
+                continue
+            self.good.append(found[0])
+            # A job that is lost reads on, so that its sender hears of every bad picture at once.
+            if not self._lost:
+                yield found
+        if self._lost or not self.good:
+            raise self._refusal()
+
+    @property
+    def _lost(self) -> bool:
+        return bool(self.bad) and self._on_bad_image == "fail"
+
+    def _refusal(self) -> JobError:
+        bad, count = self.bad, len(self.bad) + len(self.good)
         named = "; ".join(f"{item.file.source}: {item.reason}" for item in bad[:_NAMED])
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-        raise JobError(
+        return JobError(
             ErrorCode.INVALID_IMAGE,
-            f"{len(bad)} of {len(files)} pictures cannot be used: {named}{more}.",
+            f"{len(bad)} of {count} pictures cannot be used: {named}{more}.",
         )
-    return good, bad
 
 
-def read_picture(file: ImageFile, resolution: int) -> Picture | BadPicture:
-    """Decode one file: upright, RGB on white, resized and cropped to `resolution`."""
+def read_picture(file: ImageFile, resolution: int) -> tuple[Picture, torch.Tensor] | BadPicture:
+    """Read one file: the picture and its pixels, `[3, R, R]`, fp32 in [-1, 1]; or what is wrong."""
     try:
-        data = Path(file.path).read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file.path, formats=FORMATS) as opened:
-                upright = ImageOps.exif_transpose(opened)
-                rgb = to_rgb(upright)
+        with opened(file.path) as image:
+            width, height = image.size
+            if min(width, height) < MIN_SIDE:
+                few = f"it has {width} × {height} pixels; each side must have at least {MIN_SIDE}"
+                return BadPicture(file, few)
+            square, (width, height) = decode_square(image, resolution)
+        with Path(file.path).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
     except UnidentifiedImageError:
         return BadPicture(file, f"it is not a picture in one of the formats {', '.join(FORMATS)}")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return BadPicture(file, f"it has too many pixels; {MAX_PIXELS} are the most")
+    except TooManyPixels as error:
+        return BadPicture(file, str(error))
     except Exception as error:
         # Decoders meet strangers' bytes and raise whatever they like; all of it means one thing.
         return BadPicture(file, f"it is damaged or cut off ({type(error).__name__})")
-    width, height = rgb.size
-    if min(width, height) < MIN_SIDE:
-        return BadPicture(
-            file, f"it has {width} × {height} pixels; each side must have at least {MIN_SIDE}"
-        )
-    fitted = ImageOps.fit(rgb, (resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(numpy.array(fitted, dtype=numpy.float32)).permute(2, 0, 1)
-    return Picture(
-        file=file,
-        pixels=(pixels / 127.5 - 1).contiguous(),
-        sha256=hashlib.sha256(data).hexdigest(),
-        width=width,
-        height=height,
-    )
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode: 16-bit is scaled, alpha lies on white, an animation's first frame."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = numpy.asarray(image, dtype=numpy.float64)
-        # 16-bit formats arrive as integers up to 65535, floating-point ones as 0 … 1.
-        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 65535.0
-        image = Image.fromarray((values.clip(0, top) / top * 255).round().astype(numpy.uint8))
-    if image.mode in ("P", "PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    pixels = torch.from_numpy(numpy.array(square, dtype=numpy.float32)).permute(2, 0, 1)
+    return Picture(file, digest, width, height), (pixels / 127.5 - 1).contiguous()

@@ -1,59 +1,51 @@
-"""One job in the trainer, top to bottom: load, read, plan, cache, train, export, verify."""
+"""One job in the trainer, top to bottom: load, read and encode, plan, train, export, verify."""
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import (
-    CheckpointEvent,
     Event,
     FinishedEvent,
+    ImageFile,
     LogEvent,
-    OutputFile,
     Stage,
     StageEvent,
     StoppedEvent,
     TrainCommand,
 )
-from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_unet
 from worker.training.cache import encode
-from worker.training.checkpoint import (
-    CheckpointUnusable,
-    environment,
-    fingerprint,
-    load_checkpoint,
-    save_checkpoint,
-)
 from worker.training.device import (
     Arithmetic,
     arithmetic_for,
     device_memory_bytes,
-    device_name,
     memory_report,
 )
 from worker.training.evaluate import fixed_loss
 from worker.training.export import export_adapter, verify_adapter
-from worker.training.images import BadPicture, Picture, read_pictures
-from worker.training.loop import Lesson, StopReason, Trainee, train
-from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
-from worker.training.plan import Plan, make_plan
+from worker.training.images import Pictures
+from worker.training.loop import Lesson, StopReason, Trainee
+from worker.training.plan import make_plan
+from worker.training.result import job_metadata, write_result
+from worker.training.resumable import Training
 
 Report = Callable[[Event], None]
-
-#: Libraries whose versions a result names.
-LIBRARIES = ("torch", "diffusers", "peft", "transformers", "accelerate", "lora-worker")
+ShouldStop = Callable[[], StopReason | None]
 
 _GIB = 2**30
+
+
+class _Stopped(Exception):  # noqa: N818 - what happened, in one word
+    """Told to stop before the training began."""
+
+    def __init__(self, reason: StopReason) -> None:
+        self.reason: StopReason = reason
 
 
 def run_job(
@@ -62,9 +54,16 @@ def run_job(
     device: torch.device,
     *,
     report: Report,
-    should_stop: Callable[[], StopReason | None],
+    should_stop: ShouldStop,
 ) -> FinishedEvent | StoppedEvent:
     """Train, export and verify one job.
+
+    Args:
+        command: the job.
+        shelf: where the base model is kept from job to job.
+        device: what to train on.
+        report: told of everything in between.
+        should_stop: looked at between pictures and between steps.
 
     Raises:
         JobError: what the sender can be told.
@@ -76,113 +75,47 @@ def run_job(
     clock: dict[str, float] = {}
     try:
         with _stage("caching", report, device, clock):
+            _stop_if_told(should_stop)
             model = shelf.get(command.base_model, arithmetic)
-            pictures, bad, plan, lesson = _prepare(command, model, report)
-        if reason := should_stop():
-            return StoppedEvent(reason=reason, step=0)
+            pictures, lesson = _prepare(command, model, report, should_stop)
         with _stage("training", report, device, clock):
-            job = _Training(command, model, plan, lesson, report)
-            before = fixed_loss(job.trainee, lesson)
-            resumed = job.resume()
-            reason = job.run(should_stop)
-            if reason is not None:
-                return job.stopped(reason)
-            after = fixed_loss(job.trainee, lesson)
+            training = Training(command, model, lesson, report)
+            before = fixed_loss(training.trainee, lesson)
+            resumed = training.resume()
+            if reason := training.run(should_stop):
+                return training.stopped(reason)
+            after = fixed_loss(training.trainee, lesson)
         with _stage("exporting", report, device, clock):
-            metadata = _metadata(command, model, plan, pictures, bad, resumed, clock) | {
-                "evaluation_loss_before": before,
-                "evaluation_loss_after": after,
-            }
-            return _export(command, model, job.trainee, plan, metadata, pictures, clock)
+            metadata = job_metadata(
+                command,
+                model,
+                lesson.plan,
+                pictures,
+                resumed=resumed,
+                training_seconds=clock["training"],
+            )
+            metadata |= {"evaluation_loss_before": before, "evaluation_loss_after": after}
+            return write_result(
+                command,
+                training.trainee,
+                lesson.plan,
+                pictures,
+                adapters=_export(command, model, training.trainee, lesson),
+                metadata=metadata,
+                stage_seconds=clock,
+            )
+    except _Stopped as stopped:
+        return StoppedEvent(reason=stopped.reason, step=0)
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(command, arithmetic) from error
     finally:
         shelf.tidy()
 
 
-class _Training:
-    """The part between a prepared lesson and a trained adapter."""
-
-    def __init__(
-        self,
-        command: TrainCommand,
-        model: LoadedBaseModel,
-        plan: Plan,
-        lesson: Lesson,
-        report: Report,
-    ) -> None:
-        self._command, self._lesson, self._report = command, lesson, report
-        rules = command.parameters
-        if plan.gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
-        accelerator = new_accelerator(model.arithmetic)
-        weights = add_adapter(model.unet, rules, command.seed)
-        optimizer = new_optimizer(accelerator, list(weights.values()), rules)
-        self.trainee = Trainee(
-            unet=model.unet,
-            weights=weights,
-            accelerator=accelerator,
-            optimizer=optimizer,
-            scheduler=new_scheduler(optimizer, rules, plan.total_steps),
-            losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
-        )
-        self._fits: dict[str, Any] = {
-            "belongs_to": fingerprint(
-                rules,
-                command.seed,
-                lesson.dataset.sha256,
-                tuple(image.caption for image in command.images),
-                command.base_model.name,
-            ),
-            "made_in": environment(device_name(model.arithmetic.device)),
-        }
-
-    def resume(self) -> dict[str, Any]:
-        """Go on from the checkpoint that the command names, if it fits."""
-        path = self._command.resume_from
-        if path is None:
-            return {"resumed": False, "resumed_exactly": True}
-        try:
-            exactly = load_checkpoint(self.trainee, Path(path), **self._fits)
-        except CheckpointUnusable as error:
-            self._log("warning", "checkpoint_not_used", reason=str(error))
-            return {"resumed": False, "resumed_exactly": True}
-        self._log("info", "training_resumed", step=self.trainee.step, exactly=exactly)
-        found: dict[str, Any] = {"resumed": True, "resumed_exactly": exactly}
-        found["resumed_at_step"] = self.trainee.step
-        if not exactly:
-            found["resumed_inexactly_because"] = "device or versions differ from the checkpoint's"
-        return found
-
-    def run(self, should_stop: Callable[[], StopReason | None]) -> StopReason | None:
-        """Train to the end or until told to stop."""
-        return train(
-            self.trainee,
-            self._lesson,
-            report=self._report,
-            should_stop=should_stop,
-            checkpoint=self._checkpoint,
-        )
-
-    def stopped(self, reason: StopReason) -> StoppedEvent:
-        """What is said of a job that was stopped; a drained one leaves a checkpoint."""
-        path = self._checkpoint() if reason == "drain" else None
-        return StoppedEvent(
-            reason=reason, step=self.trainee.step, checkpoint=str(path) if path else None
-        )
-
-    def _checkpoint(self) -> Path:
-        path = save_checkpoint(self.trainee, Path(self._command.checkpoint_dir), **self._fits)
-        self._report(CheckpointEvent(step=self.trainee.step, path=str(path)))
-        return path
-
-    def _log(self, level: Any, event: str, **fields: Any) -> None:
-        self._report(LogEvent(level=level, event=event, fields=fields))
-
-
 def _prepare(
-    command: TrainCommand, model: LoadedBaseModel, report: Report
-) -> tuple[list[Picture], list[BadPicture], Plan, Lesson]:
+    command: TrainCommand, model: LoadedBaseModel, report: Report, should_stop: ShouldStop
+) -> tuple[Pictures, Lesson]:
+    """Read and encode the pictures, plan the training; says what is not as it was asked for."""
     rules, arithmetic = command.parameters, model.arithmetic
     if arithmetic.reason:
         changed = {
@@ -191,88 +124,33 @@ def _prepare(
             "reason": arithmetic.reason,
         }
         report(LogEvent(event="precision_changed", fields=changed))
-    pictures, bad = read_pictures(command.images, rules.resolution, rules.on_bad_image)
-    for item in bad:
-        left_out = {"index": item.file.index, "source": item.file.source, "reason": item.reason}
-        report(LogEvent(level="warning", event="picture_left_out", fields=left_out))
-    _warn_of_duplicates(pictures, report)
+    pictures = Pictures(
+        _until_told_to_stop(command.images, should_stop), rules.resolution, rules.on_bad_image
+    )
+    dataset = encode(model, pictures, mirrored=rules.random_flip)
+    _warn(pictures, report)
     plan = make_plan(
-        rules, len(pictures), device_memory_bytes=device_memory_bytes(arithmetic.device)
+        rules, len(pictures.good), device_memory_bytes=device_memory_bytes(arithmetic.device)
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
-    lesson = Lesson(
-        dataset=encode(model, pictures, mirrored=rules.random_flip),
+    return pictures, Lesson(
+        dataset=dataset,
         schedule=model.schedule,
         prediction_type=rules.prediction_type or model.prediction_type,
         parameters=rules,
         plan=plan,
         seed=command.seed,
     )
-    # What the result says of a picture needs no pixels, and a thousand of them are gigabytes.
-    return [replace(one, pixels=torch.empty(0)) for one in pictures], bad, plan, lesson
-
-
-def _warn_of_duplicates(pictures: list[Picture], report: Report) -> None:
-    first: dict[str, str] = {}
-    for picture in pictures:
-        known = first.setdefault(picture.sha256, picture.file.source)
-        if known != picture.file.source:
-            fields = {"source": picture.file.source, "same_as": known}
-            report(LogEvent(level="warning", event="picture_is_a_duplicate", fields=fields))
-
-
-def _metadata(
-    command: TrainCommand,
-    model: LoadedBaseModel,
-    plan: Plan,
-    pictures: list[Picture],
-    bad: list[BadPicture],
-    resumed: dict[str, Any],
-    clock: dict[str, float],
-) -> dict[str, Any]:
-    rules = command.parameters
-    steps_here = plan.total_steps - resumed.get("resumed_at_step", 0)
-    return {
-        "training_epochs": plan.total_epochs,
-        "training_steps": plan.total_steps,
-        "lora_rank": rules.rank,
-        "lora_alpha": rules.lora_alpha,
-        "lora_dropout": rules.lora_dropout,
-        "target_modules": list(rules.target_modules),
-        "learning_rate": rules.learning_rate,
-        "resolution": rules.resolution,
-        "train_batch_size": plan.micro_batch,
-        "gradient_accumulation_steps": plan.accumulation,
-        "gradient_checkpointing": plan.gradient_checkpointing,
-        "mixed_precision": model.arithmetic.precision,
-        "seed": command.seed,
-        "base_model": command.base_model.name,
-        "prediction_type": rules.prediction_type or model.prediction_type,
-        "device": device_name(model.arithmetic.device),
-        "images_used": len(pictures),
-        "images_skipped": [
-            {"index": item.file.index, "source": item.file.source, "reason": item.reason}
-            for item in bad
-        ],
-        **resumed,
-        "training_seconds": round(clock["training"], 3),
-        "steps_per_second": round(steps_here / max(clock["training"], 1e-9), 3),
-    }
 
 
 def _export(
-    command: TrainCommand,
-    model: LoadedBaseModel,
-    trainee: Trainee,
-    plan: Plan,
-    metadata: dict[str, Any],
-    pictures: list[Picture],
-    clock: dict[str, float],
-) -> FinishedEvent:
-    folder, rules = Path(command.output_dir), command.parameters
+    command: TrainCommand, model: LoadedBaseModel, trainee: Trainee, lesson: Lesson
+) -> list[Path]:
+    """The adapter's files, written and loaded back."""
+    rules, plan = command.parameters, lesson.plan
     adapters = export_adapter(
         trainee.unet,
-        folder=folder,
+        folder=Path(command.output_dir),
         base_model_name=command.base_model.name,
         trigger_word=command.trigger_word,
         training={
@@ -282,7 +160,7 @@ def _export(
             "num_train_images": str(plan.pictures),
             "resolution": str(rules.resolution),
             "seed": str(command.seed),
-            "prediction_type": metadata["prediction_type"],
+            "prediction_type": lesson.prediction_type,
         },
     )
     verify_adapter(
@@ -292,67 +170,35 @@ def _export(
             command.base_model, model.arithmetic, allow_hub=command.allow_hub
         ),
     )
-    losses = trainee.losses.tolist()
-    metrics = folder / "metrics.jsonl"
-    metrics.write_text(
-        "".join(
-            json.dumps({"step": step, "loss": loss, "learning_rate": rate}) + "\n"
-            for step, (loss, rate) in enumerate(zip(losses, trainee.rates.tolist(), strict=True), 1)
-        )
-    )
-    files = [_output(path, "application/octet-stream") for path in adapters]
-    files.append(_output(metrics, "application/jsonl"))
-    manifest = folder / "manifest.json"
-    manifest.write_text(
-        json.dumps(
-            {
-                "job_id": command.job_id,
-                "style_id": command.style_id,
-                "inputs": [
-                    {
-                        "source": picture.file.source,
-                        "sha256": picture.sha256,
-                        "caption": picture.file.caption,
-                        "width": picture.width,
-                        "height": picture.height,
-                    }
-                    for picture in pictures
-                ],
-                "parameters": rules.model_dump(mode="json"),
-                "base_model": command.base_model.model_dump(exclude={"location"}),
-                "metadata": metadata,
-                "versions": versions(),
-                "stage_seconds": clock,
-                "files": {file.name: file.sha256 for file in files},
-            },
-            indent=2,
-        )
-    )
-    files.append(_output(manifest, "application/json"))
-    last_pass = losses[-plan.steps_per_epoch :]
-    return FinishedEvent(
-        files=files,
-        steps=plan.total_steps,
-        epochs=plan.total_epochs,
-        loss=sum(last_pass) / len(last_pass),
-        metadata=metadata,
-    )
+    return adapters
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on."""
-    return {name: version(name) for name in LIBRARIES}
+def _stop_if_told(should_stop: ShouldStop) -> None:
+    if reason := should_stop():
+        raise _Stopped(reason)
 
 
-def _output(path: Path, content_type: str) -> OutputFile:
-    data = path.read_bytes()
-    return OutputFile(
-        name=path.name,
-        path=str(path),
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        content_type=content_type,
-    )
+def _until_told_to_stop(
+    images: Iterable[ImageFile], should_stop: ShouldStop
+) -> Iterator[ImageFile]:
+    """`images`, with a look before each and after the last: a thousand take minutes to encode."""
+    for image in images:
+        _stop_if_told(should_stop)
+        yield image
+    _stop_if_told(should_stop)
+
+
+def _warn(pictures: Pictures, report: Report) -> None:
+    """Of pictures that were left out, and of those that are there twice."""
+    for item in pictures.bad:
+        left_out = {"index": item.file.index, "source": item.file.source, "reason": item.reason}
+        report(LogEvent(level="warning", event="picture_left_out", fields=left_out))
+    first: dict[str, str] = {}
+    for picture in pictures.good:
+        known = first.setdefault(picture.sha256, picture.file.source)
+        if known != picture.file.source:
+            fields = {"source": picture.file.source, "same_as": known}
+            report(LogEvent(level="warning", event="picture_is_a_duplicate", fields=fields))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The trainer process: jobs in on stdin, events out on the pipe, one JSON object a line."""
 
-import ctypes
 import os
 import queue
 import signal
@@ -25,11 +24,9 @@ from worker.contract.pipe import (
 )
 from worker.training.base_model import BaseModelShelf
 from worker.training.device import device_memory_bytes, device_name, this_device
-from worker.training.job import run_job, versions
+from worker.training.job import run_job
 from worker.training.loop import StopReason
-
-#: Linux's prctl option: a signal when the parent's thread ends.
-_PR_SET_PDEATHSIG = 1
+from worker.training.result import versions
 
 
 class Service:
@@ -128,29 +125,9 @@ class Service:
             self._events.flush()
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process with the thread that started it.
-
-    A parent with the process id 1 is nothing special: in a container it is the supervisor. One that
-    ended before we looked has closed our input, which ends the service as well.
-    """
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the supervisor ended before its trainer began")
-
-
-def private_event_pipe() -> BinaryIO:
-    """Our stdout for events alone; whatever libraries print goes to stderr from now on."""
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return events
-
-
-def main() -> NoReturn:
+def serve(commands: BinaryIO, events: BinaryIO) -> NoReturn:
     """Serve the process that started us, then end."""
-    die_with_parent()
-    service = Service(sys.stdin.buffer, private_event_pipe())
+    service = Service(commands, events)
     signal.signal(signal.SIGTERM, service.terminate)
     # A terminal's Ctrl-C is for the supervisor, which tells us what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -159,7 +136,3 @@ def main() -> NoReturn:
     # the lock that it holds. Every event is flushed by now.
     sys.stderr.flush()
     os._exit(status)
-
-
-if __name__ == "__main__":
-    main()

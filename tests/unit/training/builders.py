@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from worker.contract.base_model import BaseModelEntry
-from worker.contract.pipe import CheckpointEvent, FinishedEvent, TrainCommand
+from worker.contract.pipe import CheckpointEvent, FinishedEvent, StageEvent, TrainCommand
 from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for
-from worker.training.images import read_pictures
+from worker.training.images import Pictures
 from worker.training.job import run_job
 from worker.training.loop import Lesson, Trainee
 from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
@@ -53,10 +53,14 @@ def build(order: TrainCommand) -> tuple[LoadedBaseModel, Trainee, Lesson]:
     """Everything that the loop needs, as `run_job` builds it."""
     rules = order.parameters
     model = load_base_model(order.base_model, arithmetic_for("no", CPU), allow_hub=False)
-    pictures, _ = read_pictures(order.images, rules.resolution, "fail")
-    plan = make_plan(rules, len(pictures), device_memory_bytes=0)
+    dataset = encode(
+        model,
+        Pictures(order.images, rules.resolution, "fail"),
+        mirrored=rules.random_flip,
+    )
+    plan = make_plan(rules, len(dataset.sha256), device_memory_bytes=0)
     lesson = Lesson(
-        dataset=encode(model, pictures, mirrored=rules.random_flip),
+        dataset=dataset,
         schedule=model.schedule,
         prediction_type=model.prediction_type,
         parameters=rules,
@@ -84,9 +88,9 @@ def run(order: TrainCommand, shelf: BaseModelShelf | None = None, *, stop_after:
     events, asked = [], [0]
 
     def should_stop():
-        asked[0] += 1
-        # The first question comes before the training, then one before each step.
-        return "drain" if stop_after is not None and asked[0] > stop_after + 1 else None
+        # Once the training has begun it is asked before each step.
+        asked[0] += any(isinstance(e, StageEvent) and e.stage == "training" for e in events)
+        return "drain" if stop_after is not None and asked[0] > stop_after else None
 
     ended = run_job(
         order, shelf or BaseModelShelf(), CPU, report=events.append, should_stop=should_stop

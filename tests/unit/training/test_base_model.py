@@ -17,7 +17,7 @@ from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf, load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for
-from worker.training.images import read_pictures
+from worker.training.images import Pictures
 
 
 def load(folder: Path):
@@ -132,7 +132,7 @@ def test_a_tokenizer_that_does_not_say_its_length_encodes_what_the_text_encoder_
     file.write_text(json.dumps(config))
     model = load(copied)
     assert model.tokenizer.model_max_length > 10**6
-    read, _ = read_pictures(command(copied, pictures, tmp_path / "j").images, 64, "fail")
+    read = list(Pictures(command(copied, pictures, tmp_path / "j").images, 64, "fail"))
     expected = encode(load(tiny_base_model), read, mirrored=False).embeddings
     assert torch.equal(encode(model, read, mirrored=False).embeddings, expected)
 

@@ -48,7 +48,8 @@ def written(path: Path, header: dict, tensors: dict[str, torch.Tensor]) -> Path:
 
 def test_a_checkpoint_gives_back_every_part_of_the_state(trainee, other, tmp_path):
     assert largest_difference(weights_of(trainee), weights_of(other)) > 0
-    assert load_checkpoint(other, save_checkpoint(trainee, tmp_path / "made", **FITS), **FITS)
+    made = save_checkpoint(trainee, tmp_path / "made", **FITS)
+    assert load_checkpoint(other, made, **FITS) == []
     assert largest_difference(weights_of(trainee), weights_of(other)) == 0
     assert other.step == 2
     before, after = (one.optimizer.state_dict()["state"] for one in (trainee, other))
@@ -59,7 +60,7 @@ def test_a_checkpoint_gives_back_every_part_of_the_state(trainee, other, tmp_pat
 
 
 def test_a_checkpoint_before_the_first_step_has_no_moments_and_is_whole(other, trainee, tmp_path):
-    assert load_checkpoint(trainee, save_checkpoint(other, tmp_path, **FITS), **FITS)
+    assert load_checkpoint(trainee, save_checkpoint(other, tmp_path, **FITS), **FITS) == []
     assert trainee.step == 0
 
 
@@ -85,7 +86,9 @@ def test_a_weight_of_another_shape_is_not_spread_out_in_silence(trainee, other, 
         load_checkpoint(other, written(tmp_path / "small", header, tensors), **FITS)
 
 
-@pytest.mark.parametrize("lost", ["step", "belongs_to", "made_in", "scheduler", "scaler"])
+@pytest.mark.parametrize(
+    "lost", ["step", "belongs_to", "made_in", "inexactly", "scheduler", "scaler"]
+)
 def test_a_header_that_lacks_something_is_not_used(trainee, other, tmp_path, lost):
     header, tensors = read(save_checkpoint(trainee, tmp_path, **FITS))
     del header[lost]
@@ -100,7 +103,7 @@ def test_a_crash_while_it_is_written_leaves_the_one_before_whole(trainee, other,
     with pytest.raises(OSError, match="the disk is gone"):
         save_checkpoint(trainee, tmp_path, **FITS)
     assert list(tmp_path.glob("*.safetensors")) == [first]
-    assert load_checkpoint(other, first, **FITS)
+    assert load_checkpoint(other, first, **FITS) == []
     assert other.step == 2
 
 
@@ -129,17 +132,45 @@ def test_another_environment_resumes_and_says_that_it_is_not_exact(
 ):
     stopped, _ = run(command(tiny_base_model, pictures, tmp_path / "a"), stop_after=3)
     header, tensors = read(Path(stopped.checkpoint))
-    header["made_in"]["torch"] = "1.0"
+    header["made_in"] |= {"torch": "1.0", "device": "a GPU"}
     moved = written(tmp_path / "moved.safetensors", header, tensors)
     order = command(tiny_base_model, pictures, tmp_path / "b", resume_from=str(moved))
     ended, events = run(order)
     assert ended.metadata["resumed"]
     assert ended.metadata["resumed_at_step"] == 3
     assert ended.metadata["resumed_exactly"] is False
-    assert "versions" in ended.metadata["resumed_inexactly_because"]
-    assert [
-        e.fields["exactly"] for e in events if isinstance(e, LogEvent) and "exactly" in e.fields
-    ]
+    because = f"device: CPU here, a GPU before; torch: {torch.__version__} here, 1.0 before"
+    assert ended.metadata["resumed_inexactly_because"] == because
+    [said] = [e.fields for e in events if isinstance(e, LogEvent) and e.event == "training_resumed"]
+    assert said["resumed_inexactly_because"] == because
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, which is as it was afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_another_number_of_threads_is_said_and_is_not_forgotten_at_the_next_resume(
+    tiny_base_model, pictures, tmp_path, threads
+):
+    """A CPU sums in another order then; going on as before does not undo that."""
+
+    def job(folder, resume_from=None):
+        return command(tiny_base_model, pictures, tmp_path / folder, resume_from=resume_from)
+
+    threads(1)
+    first, _ = run(job("a"), stop_after=2)
+    threads(2)
+    second, _ = run(job("b", first.checkpoint), stop_after=2)
+    assert second.step == 4
+    ended, _ = run(job("c", second.checkpoint))
+    assert ended.metadata["resumed_at_step"] == 4
+    assert ended.metadata["resumed_exactly"] is False
+    because = ended.metadata["resumed_inexactly_because"]
+    assert because == "number of threads: 2 here, 1 before"
 
 
 def metrics(order) -> list[dict]:

@@ -1,15 +1,18 @@
 """Whatever a stranger's picture file is: upright RGB of the right colours, or a sentence."""
 
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
 import numpy
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
-from worker.training.images import BadPicture, Picture, read_picture, read_pictures
+from worker.training.images import BadPicture, Picture, Pictures, read_picture
 
 RED = (200, 30, 40)
 
@@ -24,17 +27,24 @@ def solid(mode="RGB", colour=RED, size=(80, 60)) -> Image.Image:
     return Image.new(mode, size, colour)
 
 
-def read(tmp_path: Path, body: bytes, resolution=64) -> Picture | BadPicture:
+Found = tuple[Picture, torch.Tensor] | BadPicture
+
+
+def read(tmp_path: Path, body: bytes, resolution=64) -> Found:
     path = tmp_path / "000000"
     path.write_bytes(body)
     return read_picture(ImageFile(index=0, path=str(path), source="s3://b/a.jpg"), resolution)
 
 
-def colour_of(picture: Picture | BadPicture) -> tuple[int, ...]:
+def usable(found: Found) -> tuple[Picture, torch.Tensor]:
+    assert not isinstance(found, BadPicture), found
+    return found
+
+
+def colour_of(found: Found) -> tuple[int, ...]:
     """The colour in the middle, 0 … 255."""
-    assert isinstance(picture, Picture), picture
-    side = picture.pixels.shape[-1]
-    middle = picture.pixels[:, side // 2, side // 2]
+    _, pixels = usable(found)
+    middle = pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2]
     return tuple(round(float(value)) for value in (middle + 1) * 127.5)
 
 
@@ -73,29 +83,29 @@ def test_odd_pictures_have_the_right_colours(tmp_path, body, colour):
     assert numpy.abs(numpy.subtract(found, colour)).max() <= 3
 
 
-def test_a_rotated_picture_is_turned_upright(tmp_path):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_rotated_picture_is_turned_upright(tmp_path, kind):
     image = solid(colour=(0, 0, 0), size=(100, 60))
     image.paste((255, 255, 255), (0, 0, 100, 20))  # white on top, as the sensor saw it
     exif = image.getexif()
     exif[0x0112] = 6  # to be shown turned clockwise: white is on the right
-    picture = read(tmp_path, saved(image, "JPEG", exif=exif, quality=95))
-    assert isinstance(picture, Picture)
+    picture, pixels = usable(read(tmp_path, saved(image, kind, exif=exif, quality=95)))
     assert (picture.width, picture.height) == (60, 100)
-    assert float(picture.pixels[:, 32, -4].mean()) > 0.9
-    assert float(picture.pixels[:, 32, 4].mean()) < -0.9
+    assert float(pixels[:, 32, -4].mean()) > 0.9
+    assert float(pixels[:, 32, 4].mean()) < -0.9
 
 
 def test_a_wide_picture_is_cropped_in_the_middle(tmp_path):
     image = solid(colour=(0, 0, 0), size=(192, 64))
     image.paste((255, 255, 255), (64, 0, 128, 64))
-    picture = read(tmp_path, saved(image, "PNG"))
-    assert isinstance(picture, Picture)
-    assert picture.pixels.shape == (3, 64, 64)
-    assert float(picture.pixels.min()) > 0.99
+    _, pixels = usable(read(tmp_path, saved(image, "PNG")))
+    assert pixels.shape == (3, 64, 64)
+    assert float(pixels.min()) > 0.99
 
 
-def bomb() -> bytes:
-    return saved(Image.new("1", (20_000, 20_000)), "PNG")
+def bomb(width: int, height: int, kind="PNG") -> bytes:
+    """A small file that unpacks to many pixels."""
+    return saved(Image.new("1", (width, height)), kind)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,9 @@ def bomb() -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (saved(solid(size=(300, 300)), "JPEG")[:900], "damaged or cut off"),
         (saved(solid(size=(1, 1)), "PNG"), "1 × 1 pixels; each side must have at least 16"),
-        (bomb(), "too many"),
+        (bomb(20_000, 20_000), "it has 400 million pixels; 64 million are the most"),
+        (bomb(8_000, 8_100), "it has 65 million pixels; 64 million are the most"),
+        (bomb(6_000, 6_000, "WEBP"), "it has 36 million pixels; 32 million are the most"),
     ],
 )
 def test_a_picture_that_cannot_be_used_is_said_in_a_few_words(tmp_path, body, says):
@@ -128,13 +140,79 @@ def files(tmp_path, *bodies: bytes) -> list[ImageFile]:
 
 def test_bad_pictures_are_left_out_unless_the_job_says_otherwise(tmp_path):
     mixed = files(tmp_path, saved(solid(), "PNG"), b"bad")
-    good, bad = read_pictures(mixed, 64, "skip")
-    assert ([p.file.index for p in good], [b.file.index for b in bad]) == ([0], [1])
+    pictures = Pictures(mixed, 64, "skip")
+    assert [picture.file.index for picture, _ in pictures] == [0]
+    assert [picture.file.index for picture in pictures.good] == [0]
+    assert [picture.file.index for picture in pictures.bad] == [1]
     with pytest.raises(JobError, match=r"1 of 2 pictures cannot be used: s3://b/1\.jpg") as caught:
-        read_pictures(mixed, 64, "fail")
+        list(Pictures(mixed, 64, "fail"))
     assert caught.value.code is ErrorCode.INVALID_IMAGE
+
+
+def test_a_job_that_is_lost_names_every_bad_picture_and_uses_none_that_follow(tmp_path):
+    bodies = [saved(solid(), "PNG"), b"bad", saved(solid(), "PNG"), b"bad"]
+    reading = iter(Pictures(files(tmp_path, *bodies), 64, "fail"))
+    assert next(reading)[0].file.index == 0
+    with pytest.raises(JobError, match=r"2 of 4 pictures.*1\.jpg.*3\.jpg"):
+        next(reading)
 
 
 def test_a_job_without_any_usable_picture_fails(tmp_path):
     with pytest.raises(JobError, match=r"7 of 7 pictures.*and 2 more"):
-        read_pictures(files(tmp_path, *[b"bad"] * 7), 64, "skip")
+        list(Pictures(files(tmp_path, *[b"bad"] * 7), 64, "skip"))
+
+
+def smooth(size: tuple[int, int]) -> Image.Image:
+    """Gradients and a soft-edged disc: what photographs have and a block of pixels has not."""
+    across = numpy.linspace(0, 255, size[0])[None, :].repeat(size[1], axis=0)
+    down = numpy.linspace(255, 0, size[1])[:, None].repeat(size[0], axis=1)
+    wave = 127.5 + 127.5 * numpy.sin(across / 9) * numpy.cos(down / 13)
+    return Image.fromarray(numpy.stack([across, down, wave], axis=-1).round().astype(numpy.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "levels"),
+    [((200, 150), "PNG", 0), ((1801, 1203), "PNG", 2), ((1203, 1801), "JPEG", 4)],
+)
+def test_a_large_picture_made_small_in_strips_looks_like_all_of_it_filtered(
+    tmp_path, mocker, size, kind, levels
+):
+    mocker.patch("worker.training.decoding._STRIP_PIXELS", 50_000)
+    image = smooth(size)
+    _, pixels = usable(read(tmp_path, saved(image, kind, quality=100, subsampling=0)))
+    whole = ImageOps.fit(image, (64, 64), Image.Resampling.LANCZOS)
+    wanted = torch.from_numpy(numpy.array(whole, dtype=numpy.float32)).permute(2, 0, 1)
+    assert float(((pixels + 1) * 127.5 - wanted).abs().max()) <= levels + 0.01
+
+
+#: Reads pictures in a fresh process, and says how much more memory the later ones took than the
+#: first, bytes.
+MEASURE = """
+import resource, sys
+from worker.contract.pipe import ImageFile
+from worker.training.images import read_picture
+
+def peak_after(path):
+    found = read_picture(ImageFile(index=0, path=path, source="s"), 512)
+    assert isinstance(found, tuple), found
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+first, *others = [peak_after(path) for path in sys.argv[1:]]
+print(max(others) - first)
+"""
+
+
+def test_the_largest_pictures_cost_about_what_their_decoders_take(tmp_path):
+    """Kilobytes that unpack to gigabytes are refused; below that no step makes a second copy."""
+    (tmp_path / "small").write_bytes(saved(solid(), "PNG"))
+    for mode, kind, side in (
+        *(("RGBA", "PNG", 7_900), ("I;16", "PNG", 7_900)),
+        *(("RGB", "JPEG", 7_900), ("RGB", "WEBP", 5_600)),
+    ):
+        image = solid(mode, 0, (side, side))
+        image.save(tmp_path / f"{mode} {kind}", kind, compress_level=1, method=0)
+    paths = sorted(map(str, tmp_path.iterdir()), key=lambda path: not path.endswith("small"))
+    answer = subprocess.run(
+        [sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True
+    )
+    assert int(answer.stdout) < 600_000_000

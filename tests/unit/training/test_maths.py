@@ -8,7 +8,7 @@ from tests.unit.training.builders import CPU, build, command
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.training.cache import encode
-from worker.training.images import read_pictures
+from worker.training.images import Pictures
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.plan import estimated_bytes, make_plan
 from worker.training.sampler import Sample, draw, epoch_order, step_samples
@@ -143,10 +143,9 @@ def test_cached_latents_have_the_statistics_of_encoding_in_the_loop(
     """The scaling factor is applied once, and each latent is its own picture's."""
     order = command(tiny_base_model, pictures, tmp_path)
     model, _, lesson = build(order)
-    read, _ = read_pictures(order.images, 64, "fail")
-    for index, picture in enumerate(read):
+    for index, (_, pixels) in enumerate(Pictures(order.images, 64, "fail")):
         with torch.no_grad():
-            posterior = model.vae.encode(picture.pixels[None]).latent_dist
+            posterior = model.vae.encode(pixels[None]).latent_dist
         expected = posterior.mean[0] * model.vae.config.scaling_factor
         assert torch.allclose(lesson.dataset.mean_latent(index), expected, atol=1e-6)
         assert torch.allclose(lesson.dataset.std[index, 0], posterior.std[0], atol=1e-6)
@@ -159,10 +158,10 @@ def test_cached_latents_have_the_statistics_of_encoding_in_the_loop(
 def test_a_mirrored_picture_is_a_variant_of_its_own(tiny_base_model, pictures, tmp_path):
     order = command(tiny_base_model, pictures, tmp_path)
     model, _, _ = build(order)
-    read, _ = read_pictures(order.images[:2], 64, "fail")
+    read = list(Pictures(order.images[:2], 64, "fail"))
     data = encode(model, read, mirrored=True)
     with torch.no_grad():
-        mirrored = model.vae.encode(read[1].pixels[None].flip(-1)).latent_dist.mean[0]
+        mirrored = model.vae.encode(read[1][1][None].flip(-1)).latent_dist.mean[0]
     assert torch.allclose(data.mean[1, 1], mirrored, atol=1e-6)
     assert not torch.allclose(data.mean[1, 0], mirrored, atol=1e-3)
 
@@ -170,8 +169,9 @@ def test_a_mirrored_picture_is_a_variant_of_its_own(tiny_base_model, pictures, t
 def test_a_picture_that_encodes_to_nan_is_named(tiny_base_model, pictures, tmp_path):
     order = command(tiny_base_model, pictures, tmp_path)
     model, _, _ = build(order)
-    read, _ = read_pictures(order.images, 64, "fail")
-    read[2].pixels.fill_(torch.nan)
-    with pytest.raises(JobError, match=read[2].file.source) as caught:
+    read = list(Pictures(order.images, 64, "fail"))
+    picture, pixels = read[2]
+    pixels.fill_(torch.nan)
+    with pytest.raises(JobError, match=picture.file.source) as caught:
         encode(model, read, mirrored=False)
     assert caught.value.code is ErrorCode.INVALID_IMAGE

@@ -13,7 +13,7 @@ from tests.unit.training.builders import (
     weights_of,
 )
 from tests.unit.training.reference_loop import reference_scheduler, reference_step
-from worker.training.images import read_pictures
+from worker.training.images import Pictures
 from worker.training.loop import optimizer_step
 from worker.training.sampler import draw, step_samples
 
@@ -41,7 +41,7 @@ def ours(order):
 def reference(order):
     model, trainee, lesson = build(order)
     rules = order.parameters
-    pictures, _ = read_pictures(order.images, rules.resolution, "fail")
+    pictures = list(Pictures(order.images, rules.resolution, "fail"))
     weights = list(trainee.weights.values())
     optimizer = torch.optim.AdamW(
         weights, lr=rules.learning_rate, weight_decay=1e-2, eps=rules.adam_epsilon
@@ -62,8 +62,8 @@ def reference(order):
             for sample in batch
         ]
         chosen = [pictures[sample.picture] for sample in batch]
-        pixels = torch.stack([picture.pixels for picture in chosen])
-        captions = [picture.file.caption for picture in chosen]
+        pixels = torch.stack([pixels for _, pixels in chosen])
+        captions = [picture.file.caption for picture, _ in chosen]
         reference_step(model, pixels, captions, draws, optimizer, scheduler, ddpm)
     return weights_of(trainee)
 

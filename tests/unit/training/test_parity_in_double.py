@@ -8,19 +8,20 @@ import torch
 from tests.unit.training import test_parity as parity
 from tests.unit.training.builders import build, command, largest_difference
 from worker.training.cache import encode
-from worker.training.images import read_pictures
+from worker.training.images import Pictures
 
 
-def doubled(files, resolution, on_bad_image):
-    good, bad = read_pictures(files, resolution, on_bad_image)
-    return [dataclasses.replace(one, pixels=one.pixels.double()) for one in good], bad
+class DoublePictures(Pictures):
+    def __iter__(self):
+        for picture, pixels in super().__iter__():
+            yield picture, pixels.double()
 
 
 def build_in_double(order):
     model, trainee, lesson = build(order)
     for part in (model.unet, model.vae, model.text_encoder):
         part.double()
-    pictures, _ = doubled(order.images, order.parameters.resolution, "fail")
+    pictures = DoublePictures(order.images, order.parameters.resolution, "fail")
     return (
         model,
         trainee,
@@ -31,7 +32,7 @@ def build_in_double(order):
 @pytest.fixture
 def in_double(mocker):
     mocker.patch.object(parity, "build", build_in_double)
-    mocker.patch.object(parity, "read_pictures", doubled)
+    mocker.patch.object(parity, "Pictures", DoublePictures)
 
 
 @pytest.mark.usefixtures("in_double")

@@ -5,23 +5,31 @@ import sys
 
 from worker.contract.pipe import ReadyEvent, parse_event
 
-#: The service as a supervisor with process id 1 sees it, as in a container without an init. Its
-#: libraries talk on stdout.
+#: The trainer as a supervisor with process id 1 sees it, as in a container without an init. Its
+#: libraries talk on stdout, as soon as they are imported and later.
 PROGRAM = """
 import os
+import runpy
 import sys
-from worker.training import service
+
+class Talkative:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("a library talks at import", flush=True)
+            os.write(1, b"so does one in C\\n")
+        if name == "worker.training.service":
+            from worker.training import result
+            versions = result.versions
+
+            def talking():
+                print("a library talks later", flush=True)
+                return versions()
+
+            result.versions = talking
 
 os.getppid = lambda: 1
-versions = service.versions
-
-def talkative():
-    print("a library talks", flush=True)
-    os.write(1, b"so does one in C\\n")
-    return versions()
-
-service.versions = talkative
-service.main()
+sys.meta_path.insert(0, Talkative())
+runpy.run_module("worker.training", run_name="__main__")
 """
 
 
@@ -35,5 +43,5 @@ def test_a_trainer_serves_a_supervisor_with_process_id_1_and_ends_with_its_input
     assert answer.returncode == 0, answer.stderr.decode()
     [line] = answer.stdout.splitlines()
     assert isinstance(parse_event(line), ReadyEvent)
-    assert b"a library talks" in answer.stderr
-    assert b"so does one in C" in answer.stderr
+    for said in (b"talks at import", b"so does one in C", b"talks later"):
+        assert said in answer.stderr

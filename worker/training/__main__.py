@@ -1,0 +1,47 @@
+"""`python -m worker.training` is the trainer process; a supervisor starts it and talks to it.
+
+What has to be so before anything else runs: it ends with its supervisor, and nothing but events
+goes out on its stdout.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from typing import BinaryIO, NoReturn
+
+#: Linux's prctl option: a signal when the parent's thread ends.
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with the thread that started it.
+
+    A parent with the process id 1 is nothing special: in a container it is the supervisor. One that
+    ended before we looked has closed our input, which ends the service as well.
+    """
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the supervisor ended before its trainer began")
+
+
+def private_event_pipe() -> BinaryIO:
+    """Our stdout for events alone; whatever libraries print goes to stderr from now on."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return events
+
+
+def main() -> NoReturn:
+    """Serve the process that started us, then end."""
+    die_with_parent()
+    events = private_event_pipe()
+    # Only now: these are the heavy libraries, which may print, and take seconds to import.
+    from worker.training.service import serve  # noqa: PLC0415
+
+    serve(sys.stdin.buffer, events)
+
+
+if __name__ == "__main__":
+    main()

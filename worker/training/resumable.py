@@ -1,0 +1,109 @@
+"""A training that leaves checkpoints and goes on from them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worker.contract.pipe import CheckpointEvent, Event, LogEvent, StoppedEvent, TrainCommand
+from worker.training.adapter import add_adapter
+from worker.training.base_model import LoadedBaseModel
+from worker.training.checkpoint import (
+    CheckpointUnusable,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from worker.training.environment import environment
+from worker.training.loop import Lesson, StopReason, Trainee, train
+from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
+
+
+class Training:
+    """One job's training: begun or gone on with, stopped or finished."""
+
+    def __init__(
+        self,
+        command: TrainCommand,
+        model: LoadedBaseModel,
+        lesson: Lesson,
+        report: Callable[[Event], None],
+    ) -> None:
+        """Put a fresh adapter on the model, with its optimizer and schedule."""
+        self._command, self._lesson, self._report = command, lesson, report
+        self._inexactly: list[str] = []
+        rules, plan = command.parameters, lesson.plan
+        if plan.gradient_checkpointing:
+            model.unet.enable_gradient_checkpointing()
+        accelerator = new_accelerator(model.arithmetic)
+        weights = add_adapter(model.unet, rules, command.seed)
+        optimizer = new_optimizer(accelerator, list(weights.values()), rules)
+        self.trainee = Trainee(
+            unet=model.unet,
+            weights=weights,
+            accelerator=accelerator,
+            optimizer=optimizer,
+            scheduler=new_scheduler(optimizer, rules, plan.total_steps),
+            losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
+        )
+        self._fits: dict[str, Any] = {
+            "belongs_to": fingerprint(
+                rules,
+                command.seed,
+                lesson.dataset.sha256,
+                tuple(image.caption for image in command.images),
+                command.base_model.name,
+            ),
+            "made_in": environment(model.arithmetic.device),
+        }
+
+    def resume(self) -> dict[str, Any]:
+        """Go on from the checkpoint that the command names, if it fits."""
+        path = self._command.resume_from
+        if path is None:
+            return {"resumed": False, "resumed_exactly": True}
+        try:
+            self._inexactly = load_checkpoint(self.trainee, Path(path), **self._fits)
+        except CheckpointUnusable as error:
+            self._log("warning", "checkpoint_not_used", reason=str(error))
+            return {"resumed": False, "resumed_exactly": True}
+        found: dict[str, Any] = {
+            "resumed": True,
+            "resumed_exactly": not self._inexactly,
+            "resumed_at_step": self.trainee.step,
+        }
+        if self._inexactly:
+            found["resumed_inexactly_because"] = "; ".join(self._inexactly)
+        self._log("info", "training_resumed", **found)
+        return found
+
+    def run(self, should_stop: Callable[[], StopReason | None]) -> StopReason | None:
+        """Train to the end or until told to stop."""
+        return train(
+            self.trainee,
+            self._lesson,
+            report=self._report,
+            should_stop=should_stop,
+            checkpoint=self._checkpoint,
+        )
+
+    def stopped(self, reason: StopReason) -> StoppedEvent:
+        """What is said of a job that was stopped; a drained one leaves a checkpoint."""
+        path = self._checkpoint() if reason == "drain" else None
+        return StoppedEvent(
+            reason=reason, step=self.trainee.step, checkpoint=str(path) if path else None
+        )
+
+    def _checkpoint(self) -> Path:
+        path = save_checkpoint(
+            self.trainee,
+            Path(self._command.checkpoint_dir),
+            **self._fits,
+            inexactly=self._inexactly,
+        )
+        self._report(CheckpointEvent(step=self.trainee.step, path=str(path)))
+        return path
+
+    def _log(self, level: Any, event: str, **fields: Any) -> None:
+        self._report(LogEvent(level=level, event=event, fields=fields))
