@@ -6,6 +6,7 @@ status is 0 if no promise was broken in any case.
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,10 +14,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.faults import (
+    bit_exact,
     brokers,
     crash_points,
     duplicates,
@@ -29,8 +31,8 @@ from tests.faults import (
 )
 from tests.faults.case import Case
 from tests.faults.checker import Counts
-from tests.faults.scene import Lab
-from tests.faults.tracing import trace
+from tests.faults.scene import Lab, RealTraining
+from tests.faults.tracing import Point, trace
 from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.s3_server import S3Server
 
@@ -43,13 +45,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("pattern", nargs="?", default="", help="only cases whose name has this")
     parser.add_argument("--broker", help="address of a broker; a private node if none is given")
     parser.add_argument("--lanes", type=int, default=LANES, help="cases played at a time")
+    parser.add_argument(
+        "--real-trainer", action="store_true", help="train for real, where a point may matter to it"
+    )
     asked = parser.parse_args(arguments)
     began = time.monotonic()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
         url = asked.broker or stack.enter_context(RabbitMQNode(folder / "rabbitmq")).url
         lab = Lab(url, stack.enter_context(S3Server()), folder)
-        chosen = [one for one in all_cases(lab, asked.broker) if asked.pattern in _title(one)]
+        if asked.real_trainer:
+            lab = replace(lab, real=prepare(folder))
+        traced = trace(lab)
+        if lab.real:
+            lab = replace(lab, real=replace(lab.real, adapter_sha256=traced.adapter_sha256))
+            cases = real_cases(traced.points)
+        else:
+            cases = all_cases(traced.points, asked.broker)
+        chosen = [one for one in cases if asked.pattern in _title(one)]
         played = list(play_all(chosen, lab, asked.lanes))
     _print_table(played)
     total = Counts()
@@ -62,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if unclean or not played else 0
 
 
-def all_cases(lab: Lab, given_broker: str | None) -> list[Case]:
+def all_cases(points: Sequence[Point], given_broker: str | None) -> list[Case]:
     """Every case; those that take longest first."""
-    points = trace(lab)
     return [
+        bit_exact.case(),
         *brokers.cases(given_broker),
         *signals.cases(),
         *receivers.cases(),
@@ -76,6 +89,27 @@ def all_cases(lab: Lab, given_broker: str | None) -> list[Case]:
         *crash_points.cases(points),
         *failing_calls.cases(points),
     ]
+
+
+def real_cases(points: Sequence[Point]) -> list[Case]:
+    """What may depend on the trainer; every adapter must be bit for bit the undisturbed one."""
+    return [
+        *zombies.cases(points),
+        *signals.at_points(),
+        *crash_points.cases(points),
+    ]
+
+
+def prepare(folder: Path) -> RealTraining:
+    """Make the base model and the picture, in a process of their own: they need torch."""
+    made = subprocess.run(
+        [sys.executable, "-m", "tests.faults.real_training", str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    model, picture = made.stdout.splitlines()[-2:]
+    return RealTraining(Path(model), Path(picture).read_bytes())
 
 
 def play_all(cases: Sequence[Case], lab: Lab, lanes: int) -> Iterator[tuple[Case, Counts, float]]:

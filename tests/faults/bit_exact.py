@@ -16,9 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.faults.case import Case
+from tests.faults.checker import Counts
+from tests.faults.scene import Lab
+
+KIND = "bit-exact resume"
+
 
 def bit_exact_cases(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every case as it ends: `kind`, `name`, `ok`, `detail`, `steps_redone`.
+    """Every case as it ends: `name`, `ok`, `detail`, `steps_redone`.
 
     They run in a process of their own, which has one thread and can fork; the caller's may have
     many, and is spared the heavy libraries.
@@ -47,6 +53,20 @@ def bit_exact_cases(folder: Path) -> Iterator[dict[str, Any]]:
             raise RuntimeError(
                 f"the cases ended with {process.returncode}: {stderr.read()[-2000:]}"
             )
+
+
+def case() -> Case:
+    """All of them, as one case of the campaign."""
+    return Case(KIND, "killed at every step, fp32 and bf16", _play)
+
+
+def _play(lab: Lab) -> Counts:
+    counts = Counts()
+    for one in bit_exact_cases(lab.folder / "bit-exact"):
+        counts.steps_redone += one["steps_redone"]
+        if not one["ok"]:
+            counts.blame("inexact", f"{one['name']}: {one['detail']}")
+    return counts
 
 
 def main() -> int:

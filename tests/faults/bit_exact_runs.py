@@ -24,7 +24,6 @@ from tests.faults.forked_jobs import (
     with_moments_zeroed,
 )
 
-KIND = "bit-exact resume"
 STEPS = RULES["max_train_steps"]
 PRECISIONS = ("no", "bf16")
 _SHOWN = {"no": "fp32", "bf16": "bf16"}
@@ -167,7 +166,6 @@ def _every(resume_from: Path | None) -> dict[str, Any]:
 
 def _row(name: str, problem: str | None, detail: str = "", steps_redone: int = 0) -> Row:
     return {
-        "kind": KIND,
         "name": name,
         "ok": problem is None,
         "detail": problem or detail,

@@ -76,6 +76,7 @@ class Counts:
         contradicting: two different ends, or one that was told otherwise than it is.
         progress_after_terminal, progress_backwards: reports that should not have been sent.
         leaked: places that show a secret.
+        inexact: adapters that are not bit for bit those of an undisturbed job (real trainer only).
         waiting: messages left over in queues.
         terminal_seen_twice: accepted a second time, same key, same bytes: the allowed window.
         steps_redone: training steps that were done more than once.
@@ -90,6 +91,7 @@ class Counts:
     progress_after_terminal: int = 0
     progress_backwards: int = 0
     leaked: int = 0
+    inexact: int = 0
     waiting: int = 0
     terminal_seen_twice: int = 0
     steps_redone: int = 0

@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from tests.faults.trainer_seams import Kill, TrainerPoints, install
+from tests.faults.failpoints import Failpoints, Fault
+from tests.faults.trainer_seams import install
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import FinishedEvent, ImageFile, TrainCommand
@@ -127,7 +128,7 @@ def attempt(
 
     def train() -> None:
         torch.set_num_threads(threads)
-        install(TrainerPoints(Kill.parse(kill) if kill else None, journal))
+        install(Failpoints("trainer", _fault(kill) if kill else None, folder))
         ended = run_job(
             order,
             site.shelf,
@@ -164,6 +165,12 @@ def with_moments_zeroed(path: Path) -> Path:
     copy = path.with_name("zeroed.safetensors")
     safetensors.torch.save_file(tensors, copy, metadata=said)
     return copy
+
+
+def _fault(kill: str) -> Fault:
+    """From `before:step:3`."""
+    side, point, n = kill.split(":")
+    return Fault("trainer", "kill", "before" if side == "before" else "after", point, int(n))
 
 
 def _order(

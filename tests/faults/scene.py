@@ -1,6 +1,7 @@
 """One case's stage: queues and buckets of its own, workers on it, and the journals at its end."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from worker.broker.topology import Topology
 from worker.demo.receiver import Received, Receiver, Reply
 from worker.demo.s3_server import SECRET_ACCESS_KEY, S3Server
 
-#: How long a case may take to come to its end, seconds. A machine may be slow.
-PATIENCE_SECONDS = 90.0
+#: How long each wait of a case may take, seconds. A machine may be slow, and the real trainer is.
+PATIENCE_SECONDS = 240.0
 
 #: Quick, so that a case is: what takes minutes in production takes seconds here.
 QUICK = {
@@ -42,12 +43,29 @@ QUICK = {
 
 
 @dataclass(frozen=True)
+class RealTraining:
+    """What workers with the real trainer need.
+
+    Attributes:
+        base_model: a folder. picture: the bytes of one.
+        steps: of a job; fewer than with the stand-in, whose steps cost nothing.
+        adapter_sha256: of an undisturbed job, once that is known; every other must have the same.
+    """
+
+    base_model: Path
+    picture: bytes
+    steps: int = 4
+    adapter_sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Lab:
     """What all cases share: a broker, a store, a folder."""
 
     broker_url: str
     s3: S3Server
     folder: Path
+    real: RealTraining | None = None
 
 
 @dataclass
@@ -58,6 +76,7 @@ class Scene:
     receiver: Receiver
     settings: dict[str, str]
     arrivals: list[Arrival] = field(default_factory=list)
+    real: RealTraining | None = None
     published: list[Published] = field(default_factory=list)
     workers: list[LiveWorker] = field(default_factory=list)
 
@@ -99,7 +118,7 @@ class Scene:
     def strike(self, fault: Fault, **settings: str) -> LiveWorker:
         """Start a worker and wait until its fault has struck. Raises `TimeoutError`."""
         worker = self.start(fault, **settings)
-        eventually(self.struck, f"{fault}: the point is reached", 30.0)
+        eventually(self.struck, f"{fault}: the point is reached", PATIENCE_SECONDS)
         return worker
 
     def struck(self) -> bool:
@@ -137,7 +156,16 @@ class Scene:
         counts = check(self.published, stored, list(self.arrivals), steps=self.trained_steps())
         for name in leaks((TOKEN, SECRET_ACCESS_KEY), self._places(stored)):
             counts.blame("leaked", name)
+        if self.real and self.real.adapter_sha256:
+            for digest in self.adapters(stored.objects) - {self.real.adapter_sha256}:
+                counts.blame("inexact", f"the adapter is {digest[:12]} and not as undisturbed")
         return counts
+
+    @staticmethod
+    def adapters(objects: Mapping[str, bytes]) -> set[str]:
+        """Digests of all adapters."""
+        name = "/lora_weights.safetensors"
+        return {hashlib.sha256(v).hexdigest() for k, v in objects.items() if k.endswith(name)}
 
     @property
     def _topology(self) -> Topology:
@@ -207,7 +235,8 @@ def scene(
     name = uuid.uuid4().hex[:10]
     folder = Path(tempfile.mkdtemp(prefix="case-", dir=lab.folder))
     catalogue = folder / "base_models.toml"
-    catalogue.write_text('[tiny]\nlocation = "nowhere"\n')
+    location = lab.real.base_model if lab.real else "nowhere"
+    catalogue.write_text(f'[tiny]\nlocation = "{location}"\n')
     note: list[Callable[[Received, Reply], None]] = []
     with Receiver(respond=respond, on_request=lambda *seen: note[0](*seen)) as receiver:
         site = Site(
@@ -224,7 +253,8 @@ def scene(
         for bucket in (site.media, site.results):
             client.create_bucket(Bucket=bucket)
         through = {"S3_ENDPOINT_URL": store_url} if store_url else {}
-        played = Scene(site, receiver, {**through, **settings})
+        kind = {"REAL_TRAINER": "1"} if lab.real else {}
+        played = Scene(site, receiver, {**through, **kind, **settings}, real=lab.real)
         note.append(played.note)
         try:
             yield played

@@ -26,11 +26,15 @@ def cases() -> Iterator[Case]:
     for seed in range(3):
         play = partial(_twice, seed=seed)
         yield Case("signal", f"SIGTERM twice, seed {seed}", play)
+    yield from at_points()
+    yield Case("signal", "SIGTERM while idle", _idle)
+
+
+def at_points() -> Iterator[Case]:
     for point in ("store.upload output-file", "store.upload checkpoint-file", "store.write result"):
         for side in ("before", "after"):
             fault = Fault("supervisor", "term", side, point)
             yield Case("signal", str(fault), partial(_at_point, fault=fault))
-    yield Case("signal", "SIGTERM while idle", _idle)
 
 
 def _random_moments(lab: Lab, seed: int) -> Counts:

@@ -1,11 +1,13 @@
 """Which points does a whole job pass? Found by running one, so that none can be forgotten."""
 
 import re
+from dataclasses import dataclass
 
-from tests.faults.failpoints import points_passed
+from tests.faults.failpoints import Process, points_passed
 from tests.faults.scene import Lab, Scene, scene
 
-Point = tuple[str, str, int]
+#: Process, name, number.
+Point = tuple[Process, str, int]
 
 #: Points whose number depends on the clock: those that every job surely passes.
 _SURE = {
@@ -27,12 +29,23 @@ STEPS = 8
 
 def publish_job(played: Scene, **changes: object) -> str:
     """The job whose every point is tried."""
-    pictures = [played.site.put_picture(f"training/{name}.jpg") for name in "ab"]
-    return played.publish(image_urls=pictures, parameters={"max_train_steps": STEPS}, **changes)
+    body = played.real.picture if played.real else b"a picture"
+    steps = played.real.steps if played.real else STEPS
+    pictures = [played.site.put_picture(f"training/{name}.jpg", body) for name in "ab"]
+    parameters = {"max_train_steps": steps, "seed": 7, "mixed_precision": "no"}
+    return played.publish(image_urls=pictures, parameters=parameters, **changes)
 
 
-def trace(lab: Lab) -> list[Point]:
-    """Process, name and number of every point of an undisturbed job, in order."""
+@dataclass(frozen=True)
+class Traced:
+    """An undisturbed job: every point that it passed, in order, and its adapter's digest."""
+
+    points: tuple[Point, ...]
+    adapter_sha256: str
+
+
+def trace(lab: Lab) -> Traced:
+    """Run a job that nothing disturbs."""
     with scene(lab) as played:
         publish_job(played)
         played.start()
@@ -41,7 +54,8 @@ def trace(lab: Lab) -> list[Point]:
         if not counts.clean:
             raise AssertionError(f"an undisturbed job is not clean: {counts.findings}")
         passed = points_passed(played.site.folder)
-    return [(process, point, n) for process, point, n in passed if n <= _sure(point, n)]
+        (digest,) = played.adapters(played.site.objects("models/"))
+    return Traced(tuple(one for one in passed if one[2] <= _sure(one[1], one[2])), digest)
 
 
 def has_effect(point: str) -> bool:

@@ -19,19 +19,14 @@ heavy libraries.
 """
 
 import functools
-import json
 import os
-import signal
 import stat
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
+from tests.faults.failpoints import Failpoints
 from worker.contract.pipe import Event, TrainCommand
 from worker.training import cache, checkpoint, export, images, job, loop, service
 from worker.training.base_model import BaseModelShelf
@@ -40,51 +35,7 @@ from worker.training.base_model import BaseModelShelf
 _TOLD = ("checkpoint", "stopped", "failed", "finished")
 
 
-@dataclass(frozen=True)
-class Kill:
-    """Where the process kills itself: before or after the n-th time (from 1) at a point."""
-
-    side: Literal["before", "after"]
-    point: str
-    n: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Kill":
-        """From `before:step:3`. Raises `ValueError` if it is not of that form."""
-        side, point, n = text.split(":")
-        if side not in ("before", "after"):
-            raise ValueError(f"{text}: a point has a before and an after")
-        return cls("before" if side == "before" else "after", point, int(n))
-
-
-class TrainerPoints:
-    """Counts the points that this process passes, notes them, and dies at the one it is told."""
-
-    def __init__(self, kill: Kill | None, journal: Path | None) -> None:
-        self._kill, self._journal = kill, journal
-        self._passed: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def around(self, point: str) -> Iterator[None]:
-        """One passage of `point`."""
-        with self._lock:
-            self._passed[point] += 1
-            n = self._passed[point]
-        self._pass("before", point, n)
-        yield
-        self._pass("after", point, n)
-
-    def _pass(self, side: Literal["before", "after"], point: str, n: int) -> None:
-        if self._journal is not None:
-            row = {"point": point, "n": n, "side": side, "pid": os.getpid()}
-            with self._lock, self._journal.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        if self._kill == Kill(side, point, n):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def install(points: TrainerPoints) -> None:
+def install(points: Failpoints) -> None:
     """Lead all that this process does from now on through `points`."""
     for owner, name, point in (
         (service, "parse_command", "command"),
@@ -118,25 +69,24 @@ def checkpoint_every(seconds: int) -> None:
     service.run_job = often
 
 
-def _wrap(points: TrainerPoints, owner: Any, name: str, point: Callable[..., str | None]) -> None:
+def _wrap(points: Failpoints, owner: Any, name: str, point: Callable[..., str | None]) -> None:
     setattr(owner, name, _through(points, getattr(owner, name), point))
 
 
 def _through(
-    points: TrainerPoints, original: Callable[..., Any], point: Callable[..., str | None]
+    points: Failpoints, original: Callable[..., Any], point: Callable[..., str | None]
 ) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         name = point(*args)
         if name is None:
             return original(*args, **kwargs)
-        with points.around(name):
-            return original(*args, **kwargs)
+        return points.around(name, lambda: original(*args, **kwargs), lambda: None)
 
     return wrapped
 
 
-def _write_in_halves(points: TrainerPoints) -> None:
+def _write_in_halves(points: Failpoints) -> None:
     original = Path.open
 
     @functools.wraps(original)
@@ -150,14 +100,13 @@ def _write_in_halves(points: TrainerPoints) -> None:
 class _Halves:
     """A file that is written in two halves with a point between them."""
 
-    def __init__(self, file: BinaryIO, points: TrainerPoints) -> None:
+    def __init__(self, file: BinaryIO, points: Failpoints) -> None:
         self._file, self._points = file, points
 
     def write(self, body: bytes) -> None:
         self._file.write(body[: len(body) // 2])
         self._file.flush()
-        with self._points.around("checkpoint-half"):
-            pass
+        self._points.around("checkpoint-half", lambda: None, lambda: None)
         self._file.write(body[len(body) // 2 :])
 
     def __enter__(self) -> "_Halves":

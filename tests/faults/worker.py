@@ -1,7 +1,8 @@
-"""The real worker with a stand-in trainer, both with failpoints: `python -m tests.faults.worker`.
+"""The real worker with a trainer, both with failpoints: `python -m tests.faults.worker`.
 
-Environment: `FAULT` as `Fault.text()` gives it, `FAULT_FOLDER`, `STEP_SECONDS`, `CHECKPOINT_STEPS`
-(0: as often as the job's `checkpoint_seconds` says).
+Environment: `FAULT` as `Fault.text()` gives it, `FAULT_FOLDER`; for the stand-in trainer
+`STEP_SECONDS`, `CHECKPOINT_STEPS` (0: as often as the job's `checkpoint_seconds` says); for the
+real one `REAL_TRAINER=1`.
 """
 
 import faulthandler
@@ -28,10 +29,13 @@ def main() -> int:
     configure_logging(settings.log_level, settings.log_format, settings.secret_values)
     fault, folder = os.environ.get("FAULT", ""), os.environ["FAULT_FOLDER"]
     install(Failpoints("supervisor", Fault.parse(fault), Path(folder)))
-    TrainerProcess.__init__.__kwdefaults__["stuck_after_seconds"] = STUCK_AFTER_SECONDS
-    pace = (os.environ.get("STEP_SECONDS", "0.03"), os.environ.get("CHECKPOINT_STEPS", "2"))
-    trainer = (sys.executable, "-m", "tests.faults.trainer", *pace, folder, fault)
-    supervisor = Supervisor(settings, trainer_command=trainer)
+    if os.environ.get("REAL_TRAINER"):
+        trainer = ("tests.faults.real_trainer", "--checkpoint-seconds", "0", folder, fault)
+    else:
+        TrainerProcess.__init__.__kwdefaults__["stuck_after_seconds"] = STUCK_AFTER_SECONDS
+        pace = (os.environ.get("STEP_SECONDS", "0.03"), os.environ.get("CHECKPOINT_STEPS", "2"))
+        trainer = ("tests.faults.trainer", *pace, folder, fault)
+    supervisor = Supervisor(settings, trainer_command=(sys.executable, "-m", *trainer))
     supervisor.install_signal_handlers()
     return supervisor.run()
 

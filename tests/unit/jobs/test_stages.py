@@ -60,7 +60,7 @@ class FinishingSlot:
 
 @pytest.fixture
 def store(tmp_path):
-    return LocalStore(tmp_path / "store", buckets=["b"])
+    return LocalStore(tmp_path / "store", buckets=["bucket"])
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.failpoints import Fault
 from tests.unit.training.builders import command
 from worker.contract.pipe import FinishedEvent
 from worker.jobs.trainer_process import TrainerDied, TrainerProcess, trainer_environment
@@ -21,12 +22,12 @@ PASSAGES = {
 }
 
 
-def train(order, *arguments: str):
+def train(order, folder: Path, fault: Fault | None = None):
     trainer = TrainerProcess(
         trainer_environment(os.environ, gpu=None, allow_hub=False),
         command=(
             *(sys.executable, "-m", "tests.faults.real_trainer"),
-            *("--checkpoint-seconds", "0", *arguments),
+            *("--checkpoint-seconds", "0", str(folder), fault.text() if fault else ""),
         ),
     )
     try:
@@ -45,9 +46,9 @@ def read(journal: Path) -> list[tuple[str, str, int]]:
 
 def test_a_traced_job_passes_every_point_and_finishes(tiny_base_model, pictures, tmp_path):
     order = command(tiny_base_model, pictures[:2], tmp_path, max_train_steps=3)
-    ended = train(order, "--journal", str(tmp_path / "points"))
+    ended = train(order, tmp_path)
     assert isinstance(ended, FinishedEvent)
-    passed = read(tmp_path / "points")
+    passed = read(tmp_path / "points.jsonl")
     assert len(passed) == len(set(passed))
     assert set(passed) == {
         (side, point, n)
@@ -61,9 +62,9 @@ def test_a_trainer_dies_at_the_point_it_is_told_and_passes_no_other(
     tiny_base_model, pictures, tmp_path
 ):
     order = command(tiny_base_model, pictures[:2], tmp_path, max_train_steps=3)
-    arguments = ("--fault", "before:checkpoint-rename:2", "--journal", str(tmp_path / "points"))
+    fault = Fault("trainer", "kill", "before", "checkpoint-rename", 2)
     with pytest.raises(TrainerDied, match="SIGKILL"):
-        train(order, *arguments)
-    assert read(tmp_path / "points")[-1] == ("before", "checkpoint-rename", 2)
+        train(order, tmp_path, fault)
+    assert read(tmp_path / "points.jsonl")[-1] == ("before", "checkpoint-rename", 2)
     left = sorted(path.name for path in Path(order.checkpoint_dir).iterdir())
     assert left == ["step-00000001.safetensors", "step-00000002.tmp"]
