@@ -291,8 +291,9 @@ def _sweep(played: Scene) -> None:
         connection.close()
     client = site.client
     for bucket in (site.media, site.results):
-        for row in client.list_objects_v2(Bucket=bucket).get("Contents", ()):
-            client.delete_object(Bucket=bucket, Key=row["Key"])
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for row in page.get("Contents", ()):
+                client.delete_object(Bucket=bucket, Key=row["Key"])
         client.delete_bucket(Bucket=bucket)
     if "KEEP_CASES" not in os.environ:
         shutil.rmtree(site.folder, ignore_errors=True)
