@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from tests.faults.checker import Counts
 from tests.faults.failpoints import Fault
 from tests.faults.scene import Lab, Scene, scene
 from tests.faults.tracing import publish_job
-from tests.live_worker import eventually
+from tests.live_worker import LiveWorker, eventually
 
 _KIND = "resource"
+
+#: The next job begins so soon after one that failed, seconds.
+MOST_PAUSE_SECONDS = 30.0
 
 #: What becomes of a job with such a style: the code of its failure.
 _STYLES = {
@@ -58,7 +62,20 @@ def _bad_job(lab: Lab, style_id: int, code: str) -> Counts:
         expect(counts, code.encode() in end.body, f"it ended with {end.body!r}")
         expect(counts, counts.committed == 1, "the next job is not completed")
         expect(counts, worker.process.returncode == 0, "the worker did not outlive it")
+        pause = _pause_seconds(worker, after=bad)
+        expect(counts, pause < MOST_PAUSE_SECONDS, f"the next job began {pause:.1f} s later")
         return counts
+
+
+def _pause_seconds(worker: LiveWorker, after: str) -> float:
+    """From the first failure of a job to the next time that the worker took up another."""
+    failed = next(line for line in worker.log("job_failed") if line["job_id"] == after)
+    moments = [
+        datetime.fromisoformat(line["timestamp"])
+        for line in worker.log("job_taken_up")
+        if line["job_id"] != after
+    ]
+    return (moments[0] - datetime.fromisoformat(failed["timestamp"])).total_seconds()
 
 
 def _killed_for_memory(lab: Lab) -> Counts:
