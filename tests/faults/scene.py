@@ -39,6 +39,8 @@ QUICK = {
     "DOWNLOAD_PARALLELISM": "2",
     "S3_TIMEOUT_SECONDS": "5",
     "LOG_LEVEL": "INFO",
+    # The models are so small that a second thread only waits.
+    "OMP_NUM_THREADS": "1",
 }
 
 
