@@ -1,7 +1,8 @@
 """A thousand jobs, five workers, a random fault every few seconds: `python -m tests.faults.soak`.
 
-Two of the workers are never killed, so that memory and open files can be compared from start to
-end; everything else happens to them too. Prints the table of the campaign, then one JSON object.
+Two of the workers are never killed, so that memory and open files can be compared at the start, at
+half of the jobs and at the end; everything else happens to them too. Prints the faults, the
+footprints, and as last line one JSON object.
 """
 
 import argparse
@@ -73,6 +74,10 @@ class Soak:
     def fill(self) -> None:
         """Put a worker into every place."""
         self.places = [self.played.start(own_process=True) for _ in range(WORKERS)]
+
+    def footprints(self) -> list[Footprint]:
+        """Of the workers that are never killed."""
+        return [Footprint.of(one.process.pid) for one in self.places[:STEADY_WORKERS]]
 
     def strike(self) -> None:
         """One random fault, to its end; what died is started again, as an orchestrator does."""
@@ -146,33 +151,35 @@ def main() -> int:
             played.publish(image_urls=[url])
         soak.fill()
         _wait_for_jobs(played, min(WARM_JOBS, asked.jobs // 2))
-        before = [Footprint.of(one.process.pid) for one in soak.places[:STEADY_WORKERS]]
+        looks = [soak.footprints()]
         deadline = time.monotonic() + asked.jobs * PATIENCE_SECONDS_A_JOB
         while _jobs_ended(played) < asked.jobs and time.monotonic() < deadline:
             time.sleep(soak.chance.uniform(*FAULT_SECONDS))
             soak.strike()
+            if len(looks) == 1 and _jobs_ended(played) >= asked.jobs // 2:
+                looks.append(soak.footprints())
             print(f"{_jobs_ended(played):6} jobs ended after {sum(soak.faults.values())} faults")
         played.wait_for_ends()
         seconds = time.monotonic() - began
-        after = [Footprint.of(one.process.pid) for one in soak.places[:STEADY_WORKERS]]
+        looks.append(soak.footprints())
         counts = played.finish()
     for name, number in sorted(soak.faults.items()):
         print(f"{number:6} × {name}")
     for finding in counts.findings:
         print(finding)
     sums = {name: value for name, value in asdict(counts).items() if name != "findings"}
-    print(f"{'steady worker':16}{'RSS MiB':>18}{'open files':>18}{'threads':>18}")
-    for index, (first, last) in enumerate(zip(before, after, strict=True)):
-        pairs = ((a, b) for a, b in zip(asdict(first).values(), asdict(last).values(), strict=True))
-        print(f"{index:<16}" + "".join(f"{a!s:>9} → {b!s:>6}" for a, b in pairs))
+    print(f"{'steady worker':16}{'RSS MiB':>24}{'open files':>24}{'threads':>24}")
+    for index in range(STEADY_WORKERS):
+        columns = zip(*(asdict(look[index]).values() for look in looks), strict=True)
+        print(f"{index:<16}" + "".join(f"{' → '.join(map(str, one)):>24}" for one in columns))
     print(
         json.dumps(
             {
                 **sums,
                 "faults": sum(soak.faults.values()),
                 "seconds": round(seconds),
-                "start": [asdict(one) for one in before],
-                "end": [asdict(one) for one in after],
+                "start": [asdict(one) for one in looks[0]],
+                "end": [asdict(one) for one in looks[-1]],
             }
         )
     )
