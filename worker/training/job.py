@@ -45,7 +45,7 @@ from worker.training.evaluate import fixed_loss
 from worker.training.export import export_adapter, verify_adapter
 from worker.training.images import BadPicture, Picture, read_pictures
 from worker.training.loop import Lesson, StopReason, Trainee, train
-from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
+from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import Plan, make_plan
 
 Report = Callable[[Event], None]
@@ -116,14 +116,14 @@ class _Training:
         if plan.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
         accelerator = new_accelerator(model.arithmetic)
-        weights = add_adapter(model.unet, rules, command.seed)
-        optimizer = new_optimizer(accelerator, list(weights.values()), rules)
+        adapter = add_adapter(model.unet, rules, command.seed)
+        optimizer = new_optimizer(accelerator, adapter, rules)
         self.trainee = Trainee(
             unet=model.unet,
-            weights=weights,
+            adapter=adapter,
             accelerator=accelerator,
             optimizer=optimizer,
-            scheduler=new_scheduler(optimizer, rules, plan.total_steps),
+            schedule=new_schedule(optimizer, rules, plan.total_steps),
             losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
         )
         self._fits: dict[str, Any] = {

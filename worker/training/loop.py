@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +15,11 @@ from diffusers import UNet2DConditionModel
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepEvent
+from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
+from worker.training.low_rank import LowRankArithmetic
 from worker.training.objective import NoiseSchedule, sample_losses
+from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
 from worker.training.sampler import Sample, derived_seed, draw, step_samples
 
@@ -33,23 +37,27 @@ class Trainee:
     """What is trained, and with what.
 
     Attributes:
-        weights: the adapter's parameters by name, fp32.
         losses: `[total_steps]` on the device, the mean loss of each step; NaN where none is yet.
-        rates: `[total_steps]` on the CPU, the learning rate of each step; NaN where none is yet.
-        step: optimizer steps done.
+        rates: `[total_steps]` on the device, the learning rate of each step; NaN where none is yet.
+        step: optimizer steps done, skipped ones included.
     """
 
     unet: UNet2DConditionModel
-    weights: dict[str, torch.nn.Parameter]
+    adapter: LowRankArithmetic
     accelerator: Accelerator
     optimizer: Any
-    scheduler: Any
+    schedule: Schedule
     losses: torch.Tensor
     rates: torch.Tensor = field(init=False)
     step: int = 0
 
     def __post_init__(self) -> None:
-        self.rates = torch.full(self.losses.shape, torch.nan, dtype=torch.float64)
+        self.rates = torch.full_like(self.losses, torch.nan, dtype=torch.float64)
+
+    @property
+    def weights(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's weights by name, fp32."""
+        return self.adapter.weights
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,6 @@ def train(
         if reason := should_stop():
             check_finite(trainee, reported)
             return reason
-        trainee.rates[trainee.step] = float(trainee.scheduler.get_last_lr()[0])
         trainee.losses[trainee.step] = optimizer_step(trainee, lesson)
         trainee.step += 1
         now = time.monotonic()
@@ -121,43 +128,47 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     for number, batch in enumerate(batches):
         # Dropout draws from torch's global generator: its masks, too, come from the counters.
         torch.manual_seed(derived_seed(lesson.seed, "dropout", trainee.step, number))
-        part = batch_losses(trainee, lesson, batch).sum() / samples
+        part = batch_losses(trainee, lesson, drawn(lesson, batch)).sum() / samples
         trainee.accelerator.backward(part)
         loss += part.detach()
     if lesson.parameters.max_grad_norm > 0:
         trainee.accelerator.clip_grad_norm_(
-            list(trainee.weights.values()), lesson.parameters.max_grad_norm
+            [trainee.adapter.buffer], lesson.parameters.max_grad_norm
         )
+    trainee.rates[trainee.step] = trainee.schedule.apply()
     trainee.optimizer.step()
-    if not trainee.accelerator.optimizer_step_was_skipped:
-        trainee.scheduler.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     return loss
 
 
-def batch_losses(trainee: Trainee, lesson: Lesson, batch: list[Sample]) -> torch.Tensor:
-    """The loss of each sample of a micro-batch, `[B]`."""
-    rules, data, device = lesson.parameters, lesson.dataset, trainee.losses.device
+def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
+    """The numbers of a micro-batch, on the CPU."""
+    rules = lesson.parameters
     draws = [
         draw(
             sample,
             seed=lesson.seed,
-            latent_shape=data.latent_shape,
+            latent_shape=lesson.dataset.latent_shape,
             timesteps=len(lesson.schedule),
             flip=rules.random_flip,
             caption_dropout_rate=rules.caption_dropout_rate,
         )
-        for sample in batch
+        for sample in samples
     ]
-    pictures = [sample.picture for sample in batch]
-    latents = data.latents(pictures, draws)
-    noise = torch.stack([one.noise for one in draws]).to(device)
-    if rules.noise_offset:
-        offset = torch.stack([one.offset for one in draws]).to(device)
-        noise = noise + rules.noise_offset * offset
-    timesteps = torch.tensor([one.timestep for one in draws], device=device)
+    return make_batch(lesson.dataset, samples, draws)
+
+
+def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor:
+    """The loss of each sample of a micro-batch, `[B]`."""
+    rules, data = lesson.parameters, lesson.dataset
+    batch = batch.to(trainee.losses.device)
+    latents, noise, timesteps = (
+        batch.latents(data),
+        batch.noise(rules.noise_offset),
+        batch.timesteps,
+    )
     noisy = lesson.schedule.add_noise(latents, noise, timesteps)
-    prediction = predict(trainee, noisy, timesteps, data.prompts(pictures, draws))
+    prediction = predict(trainee, noisy, timesteps, batch.prompts(data))
     target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
     weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
     return sample_losses(prediction, target, weights)
@@ -166,9 +177,14 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: list[Sample]) -> torch
 def predict(
     trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: torch.Tensor
 ) -> torch.Tensor:
-    """What the UNet says of `[B, 4, h, w]` at `[B]` under `[B, 77, D]`, in the job's precision."""
+    """What the UNet says of `[B, 4, h, w]` at `[B]` under `[B, 77, D]`, in the job's precision.
+
+    Only a base in full precision is autocast: one in half precision has no weight to be cast, and
+    autocast would compute its norms and their inputs in fp32.
+    """
     dtype = trainee.unet.dtype
-    with trainee.accelerator.autocast():
+    full = dtype not in (torch.float16, torch.bfloat16)
+    with trainee.accelerator.autocast() if full else nullcontext():
         answer: torch.Tensor = trainee.unet(
             noisy.to(dtype), timesteps, prompts.to(dtype), return_dict=False
         )[0]
@@ -196,7 +212,7 @@ def _progress(trainee: Trainee, lesson: Lesson, loss: float, step_seconds: float
         epoch=plan.epoch_of(trainee.step),
         total_epochs=plan.total_epochs,
         loss=loss,
-        learning_rate=float(trainee.scheduler.get_last_lr()[0]),
+        learning_rate=float(trainee.schedule.apply()),
         step_seconds=step_seconds,
         estimated_seconds=step_seconds * (plan.total_steps - trainee.step),
     )

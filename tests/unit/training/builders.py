@@ -1,5 +1,6 @@
 """Whole jobs and their parts on the small base model, on the CPU."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for
-from worker.training.images import read_pictures
+from worker.training.images import Picture, read_pictures
 from worker.training.job import run_job
 from worker.training.loop import Lesson, Trainee
-from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
+from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
 
 CPU = torch.device("cpu")
@@ -49,11 +50,14 @@ def command(
     )
 
 
-def build(order: TrainCommand) -> tuple[LoadedBaseModel, Trainee, Lesson]:
-    """Everything that the loop needs, as `run_job` builds it."""
+def build(order: TrainCommand, *, double: bool = False) -> tuple[LoadedBaseModel, Trainee, Lesson]:
+    """Everything that the loop needs, as `run_job` builds it; in fp64 throughout if `double`."""
     rules = order.parameters
     model = load_base_model(order.base_model, arithmetic_for("no", CPU), allow_hub=False)
-    pictures, _ = read_pictures(order.images, rules.resolution, "fail")
+    if double:
+        for part in (model.unet, model.vae, model.text_encoder):
+            part.double()
+    pictures = read_usable(order, double=double)
     plan = make_plan(rules, len(pictures), device_memory_bytes=0)
     lesson = Lesson(
         dataset=encode(model, pictures, mirrored=rules.random_flip),
@@ -66,17 +70,25 @@ def build(order: TrainCommand) -> tuple[LoadedBaseModel, Trainee, Lesson]:
     if plan.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     accelerator = new_accelerator(model.arithmetic)
-    weights = add_adapter(model.unet, rules, order.seed)
-    optimizer = new_optimizer(accelerator, list(weights.values()), rules)
+    adapter = add_adapter(model.unet, rules, order.seed)
+    optimizer = new_optimizer(accelerator, adapter, rules)
     trainee = Trainee(
         unet=model.unet.train(),
-        weights=weights,
+        adapter=adapter,
         accelerator=accelerator,
         optimizer=optimizer,
-        scheduler=new_scheduler(optimizer, rules, plan.total_steps),
+        schedule=new_schedule(optimizer, rules, plan.total_steps),
         losses=torch.full((plan.total_steps,), torch.nan),
     )
     return model, trainee, lesson
+
+
+def read_usable(order: TrainCommand, *, double: bool = False) -> list[Picture]:
+    """The pictures of a job, all of them usable."""
+    pictures, _ = read_pictures(order.images, order.parameters.resolution, "fail")
+    if double:
+        return [dataclasses.replace(one, pixels=one.pixels.double()) for one in pictures]
+    return pictures
 
 
 def run(order: TrainCommand, shelf: BaseModelShelf | None = None, *, stop_after: int | None = None):

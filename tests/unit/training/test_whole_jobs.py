@@ -158,7 +158,7 @@ def test_the_adapter_is_fp32_over_a_half_precision_base(tiny_base_model):
             tiny_base_model, subfolder="unet", torch_dtype=dtype
         )
         unet.requires_grad_(requires_grad=False)
-        weights = add_adapter(unet, TrainingParameters(), seed=1)
+        weights = add_adapter(unet, TrainingParameters(), seed=1).weights
         assert {weight.dtype for weight in weights.values()} == {torch.float32}
         assert unet.conv_in.weight.dtype == dtype
 
