@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 #: (name, seconds of the wall clock, seconds of CPU time of the process), in order.
 _marks: list[tuple[str, float, float]] = []
@@ -29,7 +30,7 @@ def observe_steps() -> None:
             torch.cuda.synchronize()
         mark("step")
 
-    torch.optim.optimizer.register_optimizer_step_post_hook(stepped)
+    register_optimizer_step_post_hook(stepped)
 
 
 def peak_bytes() -> int:

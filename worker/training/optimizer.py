@@ -69,15 +69,15 @@ class FlatAdamW(torch.optim.AdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what `state_dict` gave, or a state without moments: that of no step at all."""
-        saved = list(state_dict["state"].values())
+        saved = state_dict["state"]
         super().load_state_dict({**state_dict, "state": {}})
         self.state[self._adapter.buffer] = state = self._fresh_state()
+        if not saved:
+            return
         for name in _MOMENTS:
-            views = self._adapter.views(state[name]).values()
-            for view, of_weight in zip(views, saved, strict=bool(saved)):
-                view.copy_(of_weight[name])
-        if saved:
-            state["step"].copy_(saved[0]["step"])
+            for index, view in enumerate(self._adapter.views(state[name]).values()):
+                view.copy_(saved[index][name])
+        state["step"].copy_(saved[0]["step"])
 
     def _fresh_state(self) -> dict[str, torch.Tensor]:
         buffer = self._adapter.buffer
