@@ -49,6 +49,18 @@ def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
     return Arithmetic(device, requested, dtypes[requested])
 
 
+def compute_repeatably() -> None:
+    """Have this process repeat a job bit for bit where its device can, without paying for more.
+
+    In this mode torch fills every new tensor with NaN unless it is told not to. TF32 is for bases
+    in full precision on a GPU.
+    """
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or `CPU`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

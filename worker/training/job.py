@@ -37,11 +37,12 @@ from worker.training.checkpoint import (
 from worker.training.device import (
     Arithmetic,
     arithmetic_for,
+    compute_repeatably,
     device_memory_bytes,
     device_name,
     memory_report,
 )
-from worker.training.evaluate import fixed_loss
+from worker.training.evaluate import fixed_losses
 from worker.training.export import export_adapter, verify_adapter
 from worker.training.images import BadPicture, Picture, read_pictures
 from worker.training.loop import Lesson, StopReason, Trainee, train
@@ -71,7 +72,7 @@ def run_job(
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    compute_repeatably()
     arithmetic = arithmetic_for(command.parameters.mixed_precision, device)
     clock: dict[str, float] = {}
     try:
@@ -82,12 +83,11 @@ def run_job(
             return StoppedEvent(reason=reason, step=0)
         with _stage("training", report, device, clock):
             job = _Training(command, model, plan, lesson, report)
-            before = fixed_loss(job.trainee, lesson)
             resumed = job.resume()
             reason = job.run(should_stop)
             if reason is not None:
                 return job.stopped(reason)
-            after = fixed_loss(job.trainee, lesson)
+            before, after = fixed_losses(job.trainee, lesson)
         with _stage("exporting", report, device, clock):
             metadata = _metadata(command, model, plan, pictures, bad, resumed, clock) | {
                 "evaluation_loss_before": before,

@@ -7,6 +7,8 @@ layers have one input (q, k and v of self-attention, k and v of cross-attention)
 matrices lie beside each other and are multiplied as one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,7 +52,7 @@ class LayerGroup:
         """`W x + b + B A dropout(x) · alpha / rank` of each layer, for `x` `[..., in]`."""
         rows = x.reshape(-1, x.shape[-1]).to(self.a.dtype)
         outputs = []
-        for layer, inner, up in zip(self.layers, self._inner(rows), self.b, strict=True):
+        for layer, inner, up in zip(self.layers, self.inner(rows), self.b, strict=True):
             base = layer.base_layer
             if base.bias is None:
                 output = torch.mm(rows, base.weight.t())
@@ -61,7 +63,7 @@ class LayerGroup:
             outputs.append(output.view(*x.shape[:-1], output.shape[-1]))
         return outputs
 
-    def _inner(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def inner(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`A dropout(x)`, `[rows, r]` for each layer. Each drops values of its own, as in PEFT."""
         count, rate = len(self.layers), _dropout_rate(self.layers[0])
         if not rate:
@@ -93,7 +95,7 @@ class GroupedAttention:
 
     def __init__(self, replaced: Any, groups: list[LayerGroup]) -> None:
         """Take the processor that is put aside, and the groups: [q k v], or [q] and [k v]."""
-        self.replaced, self._groups = replaced, groups
+        self.replaced, self.groups = replaced, groups
 
     def __call__(
         self,
@@ -109,7 +111,7 @@ class GroupedAttention:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (
             output.view(*output.shape[:2], attn.heads, -1).transpose(1, 2)
-            for group, x in zip(self._groups, (hidden_states, context), strict=False)
+            for group, x in zip(self.groups, (hidden_states, context), strict=False)
             for output in group.outputs(x)
         )
         joined = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -132,10 +134,10 @@ class LowRankArithmetic:
         }
         adapted = [module for module in unet.modules() if isinstance(module, LoraLayer)]
         self._grouped = _grouped_attentions(unet)
-        self._groups = [group for _, groups in self._grouped for group in groups]
-        inside = {layer for group in self._groups for layer in group.layers}
+        self.groups = [group for _, groups in self._grouped for group in groups]
+        inside = {layer for group in self.groups for layer in group.layers}
         single = [LayerGroup([layer]) for layer in adapted if layer not in inside]
-        self._groups += single
+        self.groups += single
         self._scale = float(adapted[0].scaling[ADAPTER])
         self.buffer = self._gather(torch.promote_types(torch.float32, unet.dtype))
         for attention, groups in self._grouped:
@@ -154,6 +156,15 @@ class LowRankArithmetic:
             for start in (weight.storage_offset(),)
         }
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside, the UNet is exactly its base: the second matrices are times 0."""
+        scale, self._scale = self._scale, 0.0
+        try:
+            yield
+        finally:
+            self._scale = scale
+
     def remove(self) -> None:
         """Give the attention blocks their processors back; PEFT's layers are left to PEFT."""
         self._hook.remove()
@@ -161,9 +172,9 @@ class LowRankArithmetic:
             attention.set_processor(attention.processor.replaced)
 
     def _gather(self, dtype: torch.dtype) -> torch.nn.Parameter:
-        first = [weight for group in self._groups for weight in group.first]
-        second = [weight for group in self._groups for weight in group.second]
-        self._sizes_a = [sum(w.numel() for w in group.first) for group in self._groups]
+        first = [weight for group in self.groups for weight in group.first]
+        second = [weight for group in self.groups for weight in group.second]
+        self._sizes_a = [sum(w.numel() for w in group.first) for group in self.groups]
         self._sizes_b = [weight.numel() for weight in second]
         buffer = torch.cat([w.detach().flatten().to(dtype) for w in (*first, *second)])
         start = 0
@@ -179,7 +190,7 @@ class LowRankArithmetic:
         first, second = torch.split(self.buffer, [sum(self._sizes_a), sum(self._sizes_b)])
         flat_a = torch.split(first.to(dtype), self._sizes_a)
         flat_b = iter(torch.split((second * self._scale).to(dtype), self._sizes_b))
-        for group, flat in zip(self._groups, flat_a, strict=True):
+        for group, flat in zip(self.groups, flat_a, strict=True):
             group.a = flat.view(-1, *group.first[0].shape[1:])
             group.b = [next(flat_b).view(weight.shape) for weight in group.second]
 
@@ -187,7 +198,7 @@ class LowRankArithmetic:
         device = self.buffer.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
-        dtype: torch.dtype = self._groups[0].layers[0].base_layer.weight.dtype
+        dtype: torch.dtype = self.groups[0].layers[0].base_layer.weight.dtype
         return dtype
 
 
