@@ -110,6 +110,18 @@ def make_base_model(folder: Path, *, seed: int = 0, size: Size = "tiny") -> Path
     return folder
 
 
+def random_unet(size: Size) -> UNet2DConditionModel:
+    """The UNet of a size by itself, on torch's current device; `meta` costs nothing."""
+    with torch.no_grad():
+        return _unet(_SHAPES[size])
+
+
+def random_autoencoder(size: Size) -> AutoencoderKL:
+    """The autoencoder of a size by itself, likewise."""
+    with torch.no_grad():
+        return _autoencoder(_SHAPES[size])
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():

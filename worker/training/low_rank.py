@@ -67,7 +67,8 @@ class LayerGroup:
         """`A dropout(x)`, `[rows, r]` for each layer. Each drops values of its own, as in PEFT."""
         count, rate = len(self.layers), _dropout_rate(self.layers[0])
         if not rate:
-            return functional.linear(rows, self.a).tensor_split(count, dim=1)
+            inner = functional.linear(rows, self.a)
+            return torch.split(inner, len(self.a) // count, dim=1)
         dropped = functional.dropout(rows.expand(count, *rows.shape), rate)
         return torch.bmm(dropped, self.a.view(count, -1, rows.shape[1]).transpose(1, 2)).unbind()
 
@@ -196,7 +197,7 @@ class LowRankArithmetic:
 
     def _product_dtype(self) -> torch.dtype:
         device = self.buffer.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         dtype: torch.dtype = self.groups[0].layers[0].base_layer.weight.dtype
         return dtype
