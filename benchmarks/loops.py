@@ -75,7 +75,7 @@ class OurLoop:
         rules = order.parameters
         model = load_base_model(order.base_model, arithmetic_for("no", _CPU), allow_hub=False)
         pictures, _ = read_pictures(order.images, workload.resolution, "fail")
-        plan = make_plan(rules, len(pictures), device_memory_bytes=0)
+        plan = make_plan(rules, len(pictures), free_bytes=0)
         self._lesson = Lesson(
             dataset=encode(model, pictures, mirrored=False),
             schedule=model.schedule,

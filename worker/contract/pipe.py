@@ -49,6 +49,8 @@ class TrainCommand(_Line):
     resume_from: str | None = None
     trigger_word: str | None = None
     allow_hub: bool = False
+    launch: Literal["auto", "eager", "graph", "compile"] = "auto"
+    compile_cache_dir: str | None = None
 
 
 class StopCommand(_Line):

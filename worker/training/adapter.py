@@ -6,6 +6,7 @@ from peft import LoraConfig
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
+from worker.training.compiling import forget_compiled_blocks
 from worker.training.low_rank import ADAPTER, LowRankArithmetic
 from worker.training.sampler import derived_seed
 
@@ -60,6 +61,7 @@ def _no_layers(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> list[str
 def remove_adapter(unet: UNet2DConditionModel) -> None:
     """Take the adapter off, so that the module tree is as before it was put on."""
     unet.disable_gradient_checkpointing()
+    forget_compiled_blocks(unet)
     if hasattr(unet, "low_rank_arithmetic"):
         unet.low_rank_arithmetic.remove()
         del unet.low_rank_arithmetic

@@ -73,6 +73,18 @@ def device_memory_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
+def free_memory_bytes(device: torch.device) -> int:
+    """The GPU's memory that this process can still get, in bytes; 0 for a CPU.
+
+    Other trainers may have the rest. What torch has set aside and does not use counts as free.
+    """
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + unused)
+
+
 def memory_report(device: torch.device) -> MemoryReport:
     """The GPU's memory now, in bytes; zeros on a CPU."""
     if device.type != "cuda":

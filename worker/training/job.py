@@ -25,7 +25,7 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.training.adapter import add_adapter
-from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_unet
+from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
 from worker.training.cache import encode
 from worker.training.checkpoint import (
     CheckpointUnusable,
@@ -40,6 +40,7 @@ from worker.training.device import (
     compute_repeatably,
     device_memory_bytes,
     device_name,
+    free_memory_bytes,
     memory_report,
 )
 from worker.training.evaluate import fixed_losses
@@ -87,6 +88,7 @@ def run_job(
             reason = job.run(should_stop)
             if reason is not None:
                 return job.stopped(reason)
+            plan = lesson.plan  # a smaller one, where memory did not suffice
             before, after = fixed_losses(job.trainee, lesson)
         with _stage("exporting", report, device, clock):
             metadata = _metadata(command, model, plan, pictures, bad, resumed, clock) | {
@@ -126,16 +128,20 @@ class _Training:
             schedule=new_schedule(optimizer, rules, plan.total_steps),
             losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
         )
-        self._fits: dict[str, Any] = {
-            "belongs_to": fingerprint(
-                rules,
-                command.seed,
-                lesson.dataset.sha256,
-                tuple(image.caption for image in command.images),
-                command.base_model.name,
-            ),
-            "made_in": environment(device_name(model.arithmetic.device)),
-        }
+        self._belongs_to = fingerprint(
+            rules,
+            command.seed,
+            lesson.dataset.sha256,
+            tuple(image.caption for image in command.images),
+            command.base_model.name,
+        )
+        self._made_in = environment(device_name(model.arithmetic.device))
+
+    @property
+    def _fits(self) -> dict[str, Any]:
+        plan = self._lesson.plan
+        rounding = {"micro_batch": str(plan.micro_batch), "compiled": str(plan.compiled)}
+        return {"belongs_to": self._belongs_to, "made_in": self._made_in | rounding}
 
     def resume(self) -> dict[str, Any]:
         """Go on from the checkpoint that the command names, if it fits."""
@@ -151,7 +157,9 @@ class _Training:
         found: dict[str, Any] = {"resumed": True, "resumed_exactly": exactly}
         found["resumed_at_step"] = self.trainee.step
         if not exactly:
-            found["resumed_inexactly_because"] = "device or versions differ from the checkpoint's"
+            found["resumed_inexactly_because"] = (
+                "device, versions or plan differ from the checkpoint's"
+            )
         return found
 
     def run(self, should_stop: Callable[[], StopReason | None]) -> StopReason | None:
@@ -197,7 +205,10 @@ def _prepare(
         report(LogEvent(level="warning", event="picture_left_out", fields=left_out))
     _warn_of_duplicates(pictures, report)
     plan = make_plan(
-        rules, len(pictures), device_memory_bytes=device_memory_bytes(arithmetic.device)
+        rules,
+        len(pictures),
+        free_bytes=free_memory_bytes(arithmetic.device),
+        launch=command.launch,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
     lesson = Lesson(
@@ -207,6 +218,7 @@ def _prepare(
         parameters=rules,
         plan=plan,
         seed=command.seed,
+        compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
     )
     # What the result says of a picture needs no pixels, and a thousand of them are gigabytes.
     return [replace(one, pixels=torch.empty(0)) for one in pictures], bad, plan, lesson
@@ -244,6 +256,7 @@ def _metadata(
         "train_batch_size": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_checkpointing": plan.gradient_checkpointing,
+        "plan": asdict(plan),
         "mixed_precision": model.arithmetic.precision,
         "seed": command.seed,
         "base_model": command.base_model.name,
@@ -288,9 +301,7 @@ def _export(
     verify_adapter(
         trainee.unet,
         files=adapters,
-        fresh_unet=lambda: load_unet(
-            command.base_model, model.arithmetic, allow_hub=command.allow_hub
-        ),
+        fresh_unet=lambda: unet_of_same_weights(trainee.unet),
     )
     losses = trainee.losses.tolist()
     metrics = folder / "metrics.jsonl"

@@ -5,7 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,13 +15,15 @@ from diffusers import UNet2DConditionModel
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
-from worker.contract.pipe import StepEvent
+from worker.contract.pipe import LogEvent, StepEvent
 from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
+from worker.training.compiling import compile_blocks, forget_compiled_blocks
 from worker.training.low_rank import LowRankArithmetic
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
+from worker.training.recording import RecordedPass
 from worker.training.sampler import Sample, derived_seed, draw, step_samples
 
 StopReason = Literal["drain", "cancel", "time_limit"]
@@ -40,6 +43,7 @@ class Trainee:
         losses: `[total_steps]` on the device, the mean loss of each step; NaN where none is yet.
         rates: `[total_steps]` on the device, the learning rate of each step; NaN where none is yet.
         step: optimizer steps done, skipped ones included.
+        recorded: replays forward and backward pass, where the plan wants it and it can be had.
     """
 
     unet: UNet2DConditionModel
@@ -50,6 +54,7 @@ class Trainee:
     losses: torch.Tensor
     rates: torch.Tensor = field(init=False)
     step: int = 0
+    recorded: RecordedPass | None = None
 
     def __post_init__(self) -> None:
         self.rates = torch.full_like(self.losses, torch.nan, dtype=torch.float64)
@@ -60,9 +65,9 @@ class Trainee:
         return self.adapter.weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lesson:
-    """What it learns from."""
+    """What it learns from. The plan is replaced by a smaller one where memory does not suffice."""
 
     dataset: Dataset
     schedule: NoiseSchedule
@@ -70,13 +75,14 @@ class Lesson:
     parameters: TrainingParameters
     plan: Plan
     seed: int
+    compile_cache: Path | None = None
 
 
 def train(
     trainee: Trainee,
     lesson: Lesson,
     *,
-    report: Callable[[StepEvent], None],
+    report: Callable[[StepEvent | LogEvent], None],
     should_stop: Callable[[], StopReason | None],
     checkpoint: Callable[[], object],
 ) -> StopReason | None:
@@ -91,17 +97,26 @@ def train(
 
     Raises:
         JobError: `NON_FINITE_LOSS`, with the step.
+        torch.OutOfMemoryError: the smallest plan is still too large.
     """
     total = lesson.plan.total_steps
     reported, reported_at = trainee.step, time.monotonic()
     saved_at = reported_at
     step_seconds: deque[float] = deque(maxlen=_REMEMBERED)
     trainee.unet.train()
+    prepare_launch(trainee, lesson, report)
     while trainee.step < total:
         if reason := should_stop():
             check_finite(trainee, reported)
             return reason
-        trainee.losses[trainee.step] = optimizer_step(trainee, lesson)
+        too_large: torch.OutOfMemoryError | None = None
+        try:
+            trainee.losses[trainee.step] = optimizer_step(trainee, lesson)
+        except torch.OutOfMemoryError as error:
+            too_large = error.with_traceback(None)  # its frames hold the memory
+        if too_large is not None:
+            retreat(trainee, lesson, report, too_large)
+            continue
         trainee.step += 1
         now = time.monotonic()
         if now - reported_at >= REPORT_SECONDS or trainee.step == total:
@@ -123,14 +138,17 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     4 × 1 equals 1 × 4.
     """
     batches = step_samples(lesson.plan, lesson.seed, trainee.step)
-    samples = sum(len(batch) for batch in batches)
-    loss = torch.zeros((), device=trainee.losses.device)
+    samples, device = sum(len(batch) for batch in batches), trainee.losses.device
+    loss = torch.zeros((), device=device)
     for number, batch in enumerate(batches):
         # Dropout draws from torch's global generator: its masks, too, come from the counters.
         torch.manual_seed(derived_seed(lesson.seed, "dropout", trainee.step, number))
-        part = batch_losses(trainee, lesson, drawn(lesson, batch)).sum() / samples
-        trainee.accelerator.backward(part)
-        loss += part.detach()
+        numbers = drawn(lesson, batch).to(device)
+        share = torch.full((), 1 / samples, device=device)
+        if trainee.recorded is not None and trainee.recorded.fits(numbers):
+            loss += trainee.recorded(numbers, share)
+        else:
+            loss += run_pass(trainee, lesson, numbers, share)
     if lesson.parameters.max_grad_norm > 0:
         trainee.accelerator.clip_grad_norm_(
             [trainee.adapter.buffer], lesson.parameters.max_grad_norm
@@ -139,6 +157,78 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     return loss
+
+
+def run_pass(trainee: Trainee, lesson: Lesson, batch: Batch, share: torch.Tensor) -> torch.Tensor:
+    """Forward and backward pass of a micro-batch on the device, each sample of it with `share`.
+
+    Returns its part of the loss; its part of the gradient is added to the buffer's.
+    """
+    part = batch_losses(trainee, lesson, batch).sum() * share
+    trainee.accelerator.backward(part)
+    return part.detach()
+
+
+def prepare_launch(
+    trainee: Trainee, lesson: Lesson, report: Callable[[StepEvent | LogEvent], None]
+) -> None:
+    """Compile or record as planned; where it cannot be done, one log line says so.
+
+    What is tried here leaves no trace in the training: no step is made, and each pass of a step
+    sets the random state itself.
+    """
+    plan, trainee.recorded = lesson.plan, None
+    if not (plan.compiled or plan.recorded):
+        return
+    samples = [Sample(0, place, place) for place in range(plan.micro_batch)]
+    batch = drawn(lesson, samples).to(trainee.losses.device)
+
+    def run(batch: Batch, share: torch.Tensor) -> torch.Tensor:
+        return run_pass(trainee, lesson, batch, share)
+
+    too_large = None
+    try:
+        if plan.compiled:
+            compile_blocks(trainee.unet, lesson.compile_cache)
+            run(batch, torch.ones((), device=batch.indices.device))
+        if plan.recorded:
+            trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer)
+    except torch.OutOfMemoryError as error:
+        too_large = error.with_traceback(None)
+    except Exception as error:
+        # Compilers and drivers raise what they like; all of it means that steps stay eager.
+        forget_compiled_blocks(trainee.unet)
+        lesson.plan = replace(plan, compiled=False, recorded=False)
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        report(LogEvent(level="warning", event="steps_stay_eager", fields={"reason": reason}))
+    trainee.adapter.buffer.grad = None
+    if too_large is not None:
+        retreat(trainee, lesson, report, too_large)
+
+
+def retreat(
+    trainee: Trainee,
+    lesson: Lesson,
+    report: Callable[[StepEvent | LogEvent], None],
+    too_large: torch.OutOfMemoryError,
+) -> None:
+    """Go on with the next smaller plan; the step that did not fit is made anew.
+
+    Raises:
+        torch.OutOfMemoryError: `too_large`, where there is none.
+    """
+    smaller = lesson.plan.smaller()
+    if smaller is None:
+        raise too_large
+    trainee.recorded = trainee.adapter.buffer.grad = None
+    trainee.adapter.let_go()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    lesson.plan = smaller
+    if smaller.gradient_checkpointing:
+        trainee.unet.enable_gradient_checkpointing()
+    report(LogEvent(level="warning", event="plan_made_smaller", fields=asdict(smaller)))
+    prepare_launch(trainee, lesson, report)
 
 
 def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
@@ -161,7 +251,6 @@ def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
 def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor:
     """The loss of each sample of a micro-batch, `[B]`."""
     rules, data = lesson.parameters, lesson.dataset
-    batch = batch.to(trainee.losses.device)
     latents, noise, timesteps = (
         batch.latents(data),
         batch.noise(rules.noise_offset),

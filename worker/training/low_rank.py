@@ -166,6 +166,12 @@ class LowRankArithmetic:
         finally:
             self._scale = scale
 
+    def let_go(self) -> None:
+        """Free the graph of the last forward pass."""
+        for group in self.groups:
+            group.__dict__.pop("a", None)
+            group.__dict__.pop("b", None)
+
     def remove(self) -> None:
         """Give the attention blocks their processors back; PEFT's layers are left to PEFT."""
         self._hook.remove()

@@ -58,7 +58,7 @@ def build(order: TrainCommand, *, double: bool = False) -> tuple[LoadedBaseModel
         for part in (model.unet, model.vae, model.text_encoder):
             part.double()
     pictures = read_usable(order, double=double)
-    plan = make_plan(rules, len(pictures), device_memory_bytes=0)
+    plan = make_plan(rules, len(pictures), free_bytes=0)
     lesson = Lesson(
         dataset=encode(model, pictures, mirrored=rules.random_flip),
         schedule=model.schedule,

@@ -5,11 +5,9 @@ import torch
 
 from tests.unit.training.builders import CPU, build, command, run
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepEvent
 from worker.training import loop
 from worker.training.loop import train
-from worker.training.plan import make_plan
 
 
 def go_on():
@@ -73,15 +71,6 @@ def test_a_canceled_job_leaves_no_checkpoint(tiny_base_model, pictures, tmp_path
         checkpoint=lambda: saved.append(trainee.step),
     )
     assert (reason, trainee.step, saved) == ("cancel", 2, [])
-
-
-def test_memory_for_full_precision_is_planned_with_twice_the_weights_and_activations():
-    def checkpointing(precision, gib):
-        rules = TrainingParameters(mixed_precision=precision)
-        return make_plan(rules, 8, device_memory_bytes=gib * 2**30).gradient_checkpointing
-
-    assert [checkpointing("fp16", gib) for gib in (4, 6, 10)] == [True, False, False]
-    assert [checkpointing("no", gib) for gib in (4, 6, 10)] == [True, True, False]
 
 
 def test_the_tables_of_the_noise_schedule_lie_on_the_device_of_the_job(
