@@ -82,7 +82,7 @@ def run_job(
             pictures, bad, plan, lesson = _prepare(command, model, report)
         if reason := should_stop():
             return StoppedEvent(reason=reason, step=0)
-        with _stage("training", report, device, clock):
+        with _stage("training", report, device, clock, plan=asdict(plan)):
             job = _Training(command, model, plan, lesson, report)
             resumed = job.resume()
             reason = job.run(should_stop)
@@ -368,9 +368,10 @@ def _output(path: Path, content_type: str) -> OutputFile:
 
 @contextmanager
 def _stage(
-    name: Stage, report: Report, device: torch.device, clock: dict[str, float]
+    name: Stage, report: Report, device: torch.device, clock: dict[str, float], **fields: Any
 ) -> Iterator[None]:
-    report(StageEvent(stage=name, status="started", memory=memory_report(device)))
+    memory = memory_report(device)
+    report(StageEvent(stage=name, status="started", memory=memory, fields=fields))
     started = time.monotonic()
     yield
     clock[name] = time.monotonic() - started

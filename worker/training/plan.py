@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
+from worker.contract.pipe import StepLaunch
 
 _GIB = 2**30
 
@@ -26,11 +26,6 @@ _USABLE = 0.9
 
 #: Micro-batches of a job from which on recording the step once as a CUDA graph pays.
 _WORTH_RECORDING = 100
-
-
-#: How steps reach the GPU: `eager` one kernel at a time, `graph` recorded once, `compile` with the
-#: repeated blocks compiled.
-Launch = Literal["auto", "eager", "graph", "compile"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ class Plan:
 
 
 def make_plan(
-    parameters: TrainingParameters, pictures: int, *, free_bytes: int, launch: Launch = "auto"
+    parameters: TrainingParameters, pictures: int, *, free_bytes: int, launch: StepLaunch = "auto"
 ) -> Plan:
     """Plan a job on `pictures` usable pictures.
 

@@ -50,7 +50,9 @@ def command(
     )
 
 
-def build(order: TrainCommand, *, double: bool = False) -> tuple[LoadedBaseModel, Trainee, Lesson]:
+def build(
+    order: TrainCommand, *, double: bool = False, compiled: bool = False
+) -> tuple[LoadedBaseModel, Trainee, Lesson]:
     """Everything that the loop needs, as `run_job` builds it; in fp64 throughout if `double`."""
     rules = order.parameters
     model = load_base_model(order.base_model, arithmetic_for("no", CPU), allow_hub=False)
@@ -58,7 +60,7 @@ def build(order: TrainCommand, *, double: bool = False) -> tuple[LoadedBaseModel
         for part in (model.unet, model.vae, model.text_encoder):
             part.double()
     pictures = read_usable(order, double=double)
-    plan = make_plan(rules, len(pictures), free_bytes=0)
+    plan = make_plan(rules, len(pictures), free_bytes=0, launch="compile" if compiled else "eager")
     lesson = Lesson(
         dataset=encode(model, pictures, mirrored=rules.random_flip),
         schedule=model.schedule,

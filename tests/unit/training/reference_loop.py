@@ -35,22 +35,31 @@ def reference_unet(location: str, rules, weights: dict[str, torch.Tensor]):
 
 
 def reference_step(
-    model, unet, pixels, captions, draws: list[Draw], optimizer, scheduler, ddpm
+    model,
+    unet,
+    pixels,
+    captions,
+    draws: list[Draw],
+    optimizer,
+    scheduler,
+    ddpm,
+    backward=torch.Tensor.backward,
 ) -> torch.Tensor:
     """One step on `pixels` `[B, 3, R, R]` with their captions and random numbers; its loss."""
+    device = pixels.device
     posterior = model.vae.encode(pixels).latent_dist
-    epsilon = torch.stack([draw.latent for draw in draws])
+    epsilon = torch.stack([draw.latent for draw in draws]).to(posterior.mean)
     latents = (posterior.mean + posterior.std * epsilon) * model.vae.config.scaling_factor
-    noise = torch.stack([draw.noise for draw in draws])
-    timesteps = torch.tensor([draw.timestep for draw in draws])
+    noise = torch.stack([draw.noise for draw in draws]).to(latents)
+    timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
     noisy = ddpm.add_noise(latents, noise, timesteps)
     tokens = model.tokenizer(
         captions, max_length=77, padding="max_length", truncation=True, return_tensors="pt"
     )
-    hidden = model.text_encoder(tokens.input_ids, return_dict=False)[0]
+    hidden = model.text_encoder(tokens.input_ids.to(device), return_dict=False)[0]
     prediction = unet(noisy, timesteps, hidden, return_dict=False)[0]
     loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
-    loss.backward()
+    backward(loss)
     optimizer.step()
     scheduler.step()
     optimizer.zero_grad()
