@@ -51,7 +51,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     figures: dict[str, object] = {"device": name, "matrix_tflops": round(rate, 1)}
     with tempfile.TemporaryDirectory() as folder:
-        workload = Workload(options.size, Path(folder), 10**6, options.precision)
+        workload = Workload(options.size, Path(folder), _STEPS, options.precision)
         workload.prepare()
         figures["script's loop"] = row("script's loop", PeerLoop(workload), 1, gflop, rate)
         for title, batch, dropout, launch in _ROWS:
@@ -60,7 +60,6 @@ def main() -> None:
                 launch=launch,
                 train_batch_size=batch,
                 lora_dropout=dropout,
-                max_train_steps=50_000,
             )
             figures[title] = row(title, loop, batch, gflop, rate)
             loop.close()

@@ -17,10 +17,14 @@ from worker.training.base_model import load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes, this_device
 from worker.training.images import read_pictures
-from worker.training.loop import Lesson, Trainee, optimizer_step, prepare_launch
+from worker.training.launch import prepare_launch
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
 from worker.training.sampler import Sample, draw
+from worker.training.step import Lesson, Trainee, optimizer_step
+
+#: Steps that a loop may make; the learning rate is constant.
+_MANY = 50_000
 
 
 class PeerLoop:
@@ -97,7 +101,7 @@ class OurLoop:
     """The trainer's own loop."""
 
     def __init__(self, workload: Workload, *, launch: StepLaunch = "auto", **rules: Any) -> None:
-        order = workload.command(workload.folder / "ours", **rules)
+        order = workload.command(workload.folder / "ours", **{"max_train_steps": _MANY, **rules})
         parameters, device = order.parameters, this_device()
         arithmetic = arithmetic_for(parameters.mixed_precision, device)
         model = load_base_model(order.base_model, arithmetic, allow_hub=False)

@@ -9,17 +9,18 @@ import torch
 from tests.unit.training.builders import command, digests, last_checkpoint
 from worker.contract.pipe import FinishedEvent, LogEvent, StageEvent
 from worker.training import loop
+from worker.training import step as step_module
 from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes
 from worker.training.images import read_pictures
 from worker.training.job import run_job
-from worker.training.loop import Lesson, Trainee, drawn, optimizer_step, run_pass
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan, saved_bytes
 from worker.training.recording import RecordedPass
 from worker.training.sampler import Sample
+from worker.training.step import Lesson, Trainee, drawn, optimizer_step, run_pass
 
 GIB = 2**30
 
@@ -94,8 +95,8 @@ def test_an_fp16_step_that_overflows_is_skipped_and_the_schedule_waits(
     optimizer_step(trainee, lesson)
     done = float(trainee.optimizer.optimizer.steps_done)
     start = trainee.adapter.buffer.detach().clone()
-    real = loop.sample_losses
-    mocker.patch.object(loop, "sample_losses", lambda *args: real(*args) * torch.inf)
+    real = step_module.sample_losses
+    mocker.patch.object(step_module, "sample_losses", lambda *args: real(*args) * torch.inf)
     trainee.step = 1
     optimizer_step(trainee, lesson)
     assert float(trainee.optimizer.optimizer.steps_done) == done

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from worker.contract.parameters import TrainingParameters
-from worker.training.loop import Trainee
+from worker.training.step import Trainee
 
 _HEADER = "lora_worker"
 

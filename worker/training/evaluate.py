@@ -5,8 +5,8 @@ The training loss cannot say it: its noise exceeds its fall.
 
 import torch
 
-from worker.training.loop import Lesson, Trainee, predict
 from worker.training.objective import sample_losses
+from worker.training.step import Lesson, Trainee, predict
 
 #: Timesteps that each picture is looked at with, spread evenly over the schedule.
 TIMESTEPS = 4

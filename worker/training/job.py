@@ -46,9 +46,10 @@ from worker.training.device import (
 from worker.training.evaluate import fixed_losses
 from worker.training.export import export_adapter, verify_adapter
 from worker.training.images import BadPicture, Picture, read_pictures
-from worker.training.loop import Lesson, StopReason, Trainee, train
+from worker.training.loop import StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import Plan, make_plan
+from worker.training.step import Lesson, Trainee
 
 Report = Callable[[Event], None]
 

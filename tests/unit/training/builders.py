@@ -13,9 +13,9 @@ from worker.training.cache import encode
 from worker.training.device import arithmetic_for
 from worker.training.images import Picture, read_pictures
 from worker.training.job import run_job
-from worker.training.loop import Lesson, Trainee
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
+from worker.training.step import Lesson, Trainee
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from tests.unit.training.builders import build, command, largest_difference, run
 from worker.contract.pipe import LogEvent
 from worker.training import checkpoint
 from worker.training.checkpoint import CheckpointUnusable, load_checkpoint, save_checkpoint
-from worker.training.loop import optimizer_step
+from worker.training.step import optimizer_step
 
 FITS = {"belongs_to": "this job", "made_in": {"device": "CPU"}}
 

@@ -7,6 +7,7 @@ from tests.unit.training.builders import CPU, build, command, run
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import StepEvent
 from worker.training import loop
+from worker.training import step as step_module
 from worker.training.loop import train
 
 
@@ -44,7 +45,7 @@ def test_the_loss_is_read_at_reports_alone(tiny_base_model, pictures, tmp_path, 
 def test_a_loss_that_is_no_number_ends_the_job_and_names_the_step(
     tiny_base_model, pictures, tmp_path, mocker, bad
 ):
-    real = loop.sample_losses
+    real = step_module.sample_losses
     calls = [0]
 
     def diverges(*arguments):
@@ -52,7 +53,7 @@ def test_a_loss_that_is_no_number_ends_the_job_and_names_the_step(
         losses = real(*arguments)
         return losses * bad if calls[0] == 4 else losses
 
-    mocker.patch.object(loop, "sample_losses", diverges)
+    mocker.patch.object(step_module, "sample_losses", diverges)
     with pytest.raises(JobError, match="not a finite number at step 4") as caught:
         run(command(tiny_base_model, pictures, tmp_path))
     assert caught.value.code is ErrorCode.NON_FINITE_LOSS

@@ -6,8 +6,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.optimization import get_scheduler
 
 from tests.unit.training.builders import build, command, largest_difference, weights_of
-from worker.training import loop
-from worker.training.loop import optimizer_step
+from worker.training import step as step_module
+from worker.training.step import optimizer_step
 
 RULES = {
     "max_train_steps": 5,
@@ -53,8 +53,8 @@ def test_a_step_that_the_scaler_skips_changes_nothing_and_does_not_count_in_the_
     trainee.optimizer = AcceleratedOptimizer(trainee.optimizer.optimizer, scaler=scaler)
     step(trainee, lesson)  # the first rate of a warm-up is 0
     assert trainee.optimizer.optimizer.steps_done == 1
-    start, real = weights_of(trainee), loop.sample_losses
-    mocker.patch.object(loop, "sample_losses", lambda *args: real(*args) * torch.inf)
+    start, real = weights_of(trainee), step_module.sample_losses
+    mocker.patch.object(step_module, "sample_losses", lambda *args: real(*args) * torch.inf)
     step(trainee, lesson)
     assert not trainee.accelerator.optimizer_step_was_skipped
     assert trainee.optimizer.optimizer.steps_done == 1

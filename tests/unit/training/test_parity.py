@@ -18,8 +18,8 @@ from tests.unit.training.reference_loop import (
     reference_step,
     reference_unet,
 )
-from worker.training.loop import optimizer_step
 from worker.training.sampler import draw, step_samples
+from worker.training.step import optimizer_step
 
 #: Five steps over three pictures: the order is shuffled anew on the way.
 RULES = {

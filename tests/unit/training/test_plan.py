@@ -9,7 +9,8 @@ from tests.unit.training.builders import build, command, largest_difference, run
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import LogEvent
-from worker.training import loop
+from worker.training import launch as launch_module
+from worker.training import step as step_module
 from worker.training.loop import train
 from worker.training.plan import make_plan, needed_bytes
 
@@ -54,7 +55,7 @@ def test_an_uneven_micro_batch_keeps_the_pictures_of_a_step():
     rules = TrainingParameters(train_batch_size=5, num_train_epochs=1)
     plan = make_plan(rules, 10, free_bytes=int(4.3 * GIB))
     assert (plan.micro_batch, plan.group_size, plan.accumulation) == (2, 5, 3)
-    sizes = [len(batch) for batch in loop.step_samples(plan, 1, 0)]
+    sizes = [len(batch) for batch in step_module.step_samples(plan, 1, 0)]
     assert sizes == [2, 2, 1]
 
 
@@ -99,14 +100,14 @@ def test_out_of_memory_halves_the_micro_batch_then_recomputes_and_the_weights_co
         return weights_of(trainee), trainee, lesson, said
 
     expected, *_ = trained("roomy")
-    real = loop.predict
+    real = step_module.predict
 
     def full(trainee, noisy, *others):
         if len(noisy) > 1 or not trainee.unet.is_gradient_checkpointing:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(trainee, noisy, *others)
 
-    mocker.patch.object(loop, "predict", full)
+    mocker.patch.object(step_module, "predict", full)
     weights, trainee, lesson, said = trained("full")
     assert (lesson.plan.micro_batch, lesson.plan.gradient_checkpointing) == (1, True)
     smaller = [e.fields for e in said if isinstance(e, LogEvent) and "smaller" in e.event]
@@ -122,14 +123,14 @@ def test_out_of_memory_halves_the_micro_batch_then_recomputes_and_the_weights_co
 def test_the_result_says_the_plan_that_was_trained_with(
     tiny_base_model, pictures, tmp_path, mocker
 ):
-    real = loop.predict
+    real = step_module.predict
 
     def full(trainee, noisy, *others):
         if torch.is_grad_enabled() and len(noisy) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(trainee, noisy, *others)
 
-    mocker.patch.object(loop, "predict", full)
+    mocker.patch.object(step_module, "predict", full)
     ended, _ = run(command(tiny_base_model, pictures, tmp_path, train_batch_size=2))
     assert ended.metadata["train_batch_size"] == 1
     assert ended.metadata["gradient_accumulation_steps"] == 2
@@ -139,7 +140,9 @@ def test_the_result_says_the_plan_that_was_trained_with(
 def test_where_checkpointing_was_refused_the_ladder_ends_before_it(
     tiny_base_model, pictures, tmp_path, mocker
 ):
-    mocker.patch.object(loop, "predict", side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    mocker.patch.object(
+        step_module, "predict", side_effect=torch.OutOfMemoryError("CUDA out of memory")
+    )
     order = command(tiny_base_model, pictures, tmp_path, gradient_checkpointing=False)
     with pytest.raises(JobError) as caught:
         run(order)
@@ -151,7 +154,9 @@ def test_where_steps_cannot_be_launched_faster_one_line_says_so_and_nothing_else
     tiny_base_model, pictures, tmp_path, mocker, launch
 ):
     """A CPU has no CUDA graphs; and a compiler may be missing anywhere."""
-    mocker.patch.object(loop, "compile_blocks", side_effect=RuntimeError("no compiler\nat all"))
+    mocker.patch.object(
+        launch_module, "compile_blocks", side_effect=RuntimeError("no compiler\nat all")
+    )
 
     def trained(folder, **change):
         _, trainee, lesson = build(command(tiny_base_model, pictures, tmp_path / folder))
