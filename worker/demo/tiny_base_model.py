@@ -70,10 +70,11 @@ class _Shape:
     vae_groups: int
 
 
-#: `medium` is Stable Diffusion 1.5's graph with about a fifth of its widths, `full` its own sizes.
+#: `medium` is Stable Diffusion 1.5's graph with about a fifth of its widths and a quarter of its
+#: attention heads, so that each is about as wide as there; `full` has its own sizes.
 _SHAPES = {
     "tiny": _Shape((32, 64), 1, 4, 8, 32, 2, 4, (8, 8, 16, 16), 1, 4),
-    "medium": _Shape((64, 128, 256, 256), 2, 8, 32, 160, 12, 8, (32, 64, 128, 128), 2, 32),
+    "medium": _Shape((64, 128, 256, 256), 2, 2, 32, 160, 12, 8, (32, 64, 128, 128), 2, 32),
     "full": _Shape((320, 640, 1280, 1280), 2, 8, 32, 768, 12, 12, (128, 256, 512, 512), 2, 32),
 }
 
