@@ -8,7 +8,8 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq demo test lint types check generate bench-startup clean
+.PHONY: help setup rabbitmq demo test test-gpu lint types check generate bench bench-counted \
+  bench-gpu bench-startup clean
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -35,6 +36,9 @@ demo: setup ## The main job on this machine: a message becomes an adapter and a 
 test: setup ## Every test, on a real broker, a real store and real receivers.
 	$(BIN)/python -m pytest
 
+test-gpu: $(VENV)/.ready ## What needs a GPU.
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 lint: $(VENV)/.ready ## Style and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,6 +50,16 @@ check: lint types test ## All three.
 
 generate: $(VENV)/.ready ## Files that come from the models: config/worker.env.example, docs/contract.schema.json, README's table.
 	$(BIN)/python -m tests.generated
+
+# DIFFUSERS_SCRIPT=path/to/train_text_to_image_lora.py and DIFFUSERS_PYTHON=its interpreter, if at hand.
+bench: $(VENV)/.ready ## Training against diffusers' script. SIZE=tiny|medium|full.
+	$(BIN)/python -m benchmarks.training --size $(or $(SIZE),medium)
+
+bench-counted: $(VENV)/.ready ## The work in one step of Stable Diffusion 1.5, counted.
+	$(BIN)/python -m benchmarks.counted
+
+bench-gpu: $(VENV)/.ready ## Steps a second on this machine's GPU, full size, random weights.
+	$(BIN)/python -m benchmarks.gpu
 
 bench-startup: $(VENV)/.ready ## Start-up time and memory of the supervisor.
 	$(BIN)/python -m benchmarks.startup

@@ -120,7 +120,8 @@ class Schedule:
 
     def apply(self) -> torch.Tensor:
         """Give the optimizer the rate of its next step; returns it, a scalar on the device."""
-        rate = self._rates[self._optimizer.steps_done.long()]
+        # By `take`: an index in brackets would be read, and reading it waits for the device.
+        rate = torch.take(self._rates, self._optimizer.steps_done.long())
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         return rate
