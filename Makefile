@@ -8,8 +8,8 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq demo test faults faults-full soak lint types check generate \
-  bench-startup bench-scaling bench-consumers clean
+.PHONY: help setup rabbitmq demo test test-gpu faults faults-full soak lint types check generate \
+  bench bench-counted bench-gpu bench-startup bench-scaling bench-consumers clean
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -45,6 +45,9 @@ faults-full: setup ## The same with the real trainer, which takes its time to st
 soak: setup ## JOBS=1000 through five workers with a random fault every few seconds.
 	$(BIN)/python -m tests.faults.soak --jobs $(or $(JOBS),1000)
 
+test-gpu: $(VENV)/.ready ## What needs a GPU.
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 lint: $(VENV)/.ready ## Style and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,6 +59,16 @@ check: lint types test ## All three.
 
 generate: $(VENV)/.ready ## Files that come from the models: config/worker.env.example, docs/contract.schema.json, README's table.
 	$(BIN)/python -m tests.generated
+
+# DIFFUSERS_SCRIPT=path/to/train_text_to_image_lora.py and DIFFUSERS_PYTHON=its interpreter, if at hand.
+bench: $(VENV)/.ready ## Training against diffusers' script. SIZE=tiny|medium|full.
+	$(BIN)/python -m benchmarks.training --size $(or $(SIZE),medium)
+
+bench-counted: $(VENV)/.ready ## The work in one step of Stable Diffusion 1.5, counted.
+	$(BIN)/python -m benchmarks.counted
+
+bench-gpu: $(VENV)/.ready ## Steps a second on this machine's GPU, full size, random weights.
+	$(BIN)/python -m benchmarks.gpu
 
 bench-startup: $(VENV)/.ready ## Start-up time and memory of the supervisor.
 	$(BIN)/python -m benchmarks.startup

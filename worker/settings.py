@@ -155,6 +155,14 @@ class Settings(BaseSettings):
     cuda_visible_devices: str | None = Field(
         None, description="GPUs this worker may use; all if empty."
     )
+    step_launch: Literal["auto", "eager", "graph", "compile"] = Field(
+        "auto",
+        description="How training steps reach a GPU: one kernel at a time, as a recorded CUDA "
+        "graph, or with compiled blocks; auto records long enough jobs.",
+    )
+    compile_cache_dir: Path | None = Field(
+        None, description="Folder for compiled blocks that outlives the container."
+    )
     trainers_per_gpu: int = Field(1, ge=1, le=16, description="Trainer processes on one GPU.")
     trainer_max_jobs: int = Field(50, ge=1, description="A trainer is replaced after so many jobs.")
     trainer_start_timeout_seconds: float = Field(

@@ -44,6 +44,9 @@ class Progress(BaseModel):
     current_step: int = Field(0, ge=0, description="Optimizer steps done.")
     total_steps: int = Field(0, ge=0, description="Optimizer steps in all; 0 until known.")
     loss: float | None = Field(None, description="Mean training loss since the last report.")
+    plan: dict[str, int] | None = Field(
+        None, description="How the trainer goes about it; from the training on."
+    )
 
 
 class ProgressBody(_Body):

@@ -17,6 +17,11 @@ Stage = Literal[
 ]
 
 
+#: How steps reach the GPU: `eager` one kernel at a time, `graph` recorded once as a CUDA graph,
+#: `compile` with the repeated blocks compiled; `auto` records jobs that are long enough.
+StepLaunch = Literal["auto", "eager", "graph", "compile"]
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,6 +54,8 @@ class TrainCommand(_Line):
     resume_from: str | None = None
     trigger_word: str | None = None
     allow_hub: bool = False
+    launch: StepLaunch = "auto"
+    compile_cache_dir: str | None = None
 
 
 class StopCommand(_Line):

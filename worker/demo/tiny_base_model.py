@@ -47,30 +47,41 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class _Shape:
-    """Widths of one size of pipeline.
+    """Widths and depths of one size of pipeline.
 
     Attributes:
         unet_channels: channels of the UNet's levels; every level but the last has cross attention.
+        layers, heads, groups: residual layers a level, attention heads, groups of a norm.
         text_width: width of text embeddings, the UNet's cross-attention dimension.
+        text_layers, text_heads: of the text encoder.
         vae_channels: channels of the autoencoder's four levels (8 x downscaling).
-        layers: residual layers a level of the UNet.
+        vae_layers, vae_groups: residual layers a level, groups of a norm.
     """
 
     unet_channels: tuple[int, ...]
-    text_width: int
-    vae_channels: tuple[int, int, int, int]
     layers: int
+    heads: int
+    groups: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    vae_channels: tuple[int, int, int, int]
+    vae_layers: int
+    vae_groups: int
 
 
+#: `medium` is Stable Diffusion 1.5's graph with about a fifth of its widths and a quarter of its
+#: attention heads, so that each is about as wide as there; `full` has its own sizes.
 _SHAPES = {
-    "tiny": _Shape((32, 64), 32, (8, 8, 16, 16), 1),
-    "small": _Shape((64, 128, 160), 64, (16, 16, 32, 32), 2),
+    "tiny": _Shape((32, 64), 1, 4, 8, 32, 2, 4, (8, 8, 16, 16), 1, 4),
+    "medium": _Shape((64, 128, 256, 256), 2, 2, 32, 160, 12, 8, (32, 64, 128, 128), 2, 32),
+    "full": _Shape((320, 640, 1280, 1280), 2, 8, 32, 768, 12, 12, (128, 256, 512, 512), 2, 32),
 }
 
+Size = Literal["tiny", "medium", "full"]
 
-def make_base_model(
-    folder: Path, *, seed: int = 0, size: Literal["tiny", "small"] = "tiny"
-) -> Path:
+
+def make_base_model(folder: Path, *, seed: int = 0, size: Size = "tiny") -> Path:
     """Write a random pipeline to `folder` in diffusers' layout, safetensors, and return `folder`.
 
     It has the classes, the scheduler, the 8 x autoencoder and the attention layers (down, middle,
@@ -80,8 +91,8 @@ def make_base_model(
     Args:
         folder: made if it does not exist.
         seed: of all weights.
-        size: `tiny` trains a step at 64 px in milliseconds on one core; `small` has about ten
-            times the weights, for benchmarks.
+        size: `tiny` trains a step at 64 px in milliseconds on one core; the others are for
+            benchmarks: 35 million weights in the UNet of `medium`, 860 million in that of `full`.
     """
     shape = _SHAPES[size]
     tokenizer = _tokenizer()
@@ -98,6 +109,18 @@ def make_base_model(
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def random_unet(size: Size) -> UNet2DConditionModel:
+    """The UNet of a size by itself, on torch's current device; `meta` costs nothing."""
+    with torch.no_grad():
+        return _unet(_SHAPES[size])
+
+
+def random_autoencoder(size: Size) -> AutoencoderKL:
+    """The autoencoder of a size by itself, likewise."""
+    with torch.no_grad():
+        return _autoencoder(_SHAPES[size])
 
 
 @contextmanager
@@ -136,8 +159,8 @@ def _text_encoder(shape: _Shape, tokenizer: CLIPTokenizer) -> CLIPTextModel:
         hidden_size=shape.text_width,
         intermediate_size=2 * shape.text_width,
         projection_dim=shape.text_width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        num_hidden_layers=shape.text_layers,
+        num_attention_heads=shape.text_heads,
         max_position_embeddings=PROMPT_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -155,8 +178,8 @@ def _unet(shape: _Shape) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * deeper + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * deeper,
         cross_attention_dim=shape.text_width,
-        attention_head_dim=4,
-        norm_num_groups=8,
+        attention_head_dim=shape.heads,
+        norm_num_groups=shape.groups,
     ).eval()
     for name, module in unet.named_modules():
         if name.endswith((".to_q", ".to_k", ".to_v", ".to_out.0", ".proj_out")):
@@ -177,8 +200,8 @@ def _autoencoder(shape: _Shape) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=4,
+        layers_per_block=shape.vae_layers,
+        norm_num_groups=shape.vae_groups,
         sample_size=64,
         scaling_factor=LATENT_SCALING,
     ).eval()

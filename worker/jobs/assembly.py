@@ -163,6 +163,8 @@ def job_runner(parts: Parts, *, running: RunningJobs, stopping: Callable[[], boo
                 ),
                 allow_hub=settings.allow_model_hub,
                 time_limit_seconds=settings.job_time_limit_seconds,
+                step_launch=settings.step_launch,
+                compile_cache_dir=settings.compile_cache_dir,
             ),
             running=running,
             send_progress=parts.send_progress,

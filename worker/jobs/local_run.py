@@ -65,6 +65,8 @@ def train_locally(
         fetcher=image_fetcher(settings, s3_store(settings), allow_files=True),
         allow_hub=settings.allow_model_hub,
         time_limit_seconds=settings.job_time_limit_seconds,
+        step_launch=settings.step_launch,
+        compile_cache_dir=settings.compile_cache_dir,
     )
     slot.warm_up()
     with tempfile.TemporaryDirectory(prefix="lora-worker-") as folder:

@@ -79,7 +79,8 @@ class ProgressReporter:
         """The job entered a stage."""
         if event.status == "started":
             with self._lock:
-                self._latest = self._latest.model_copy(update={"stage": event.stage})
+                plan = event.fields.get("plan", self._latest.plan)
+                self._latest = self._latest.model_copy(update={"stage": event.stage, "plan": plan})
 
     def on_step(self, event: StepEvent) -> None:
         """Training went on. 100 % is kept for a job that is stored."""
@@ -95,6 +96,7 @@ class ProgressReporter:
                 current_step=event.step,
                 total_steps=event.total_steps,
                 loss=event.loss,
+                plan=self._latest.plan,
             )
 
     def final_body(self) -> tuple[ProgressBody, int]:

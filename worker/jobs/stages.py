@@ -21,6 +21,7 @@ from worker.contract.pipe import (
     Stage,
     StageEvent,
     StepEvent,
+    StepLaunch,
     StopCommand,
     StoppedEvent,
     TrainCommand,
@@ -74,6 +75,8 @@ class StageRunner:
     fetcher: ImageFetcher
     allow_hub: bool
     time_limit_seconds: float
+    step_launch: StepLaunch = "auto"
+    compile_cache_dir: Path | None = None
 
     def run(self, claimed: Claimed, slot: TrainerSlot) -> FinishedEvent | StoppedEvent:
         """All stages up to the stored files; the caller commits.
@@ -184,6 +187,8 @@ class StageRunner:
             resume_from=resume_from,
             trigger_word=job.trigger_word,
             allow_hub=self.allow_hub,
+            launch=self.step_launch,
+            compile_cache_dir=str(self.compile_cache_dir) if self.compile_cache_dir else None,
         )
         asked = job.parameters.time_limit_seconds or self.time_limit_seconds
 

@@ -6,10 +6,9 @@ from peft import LoraConfig
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
+from worker.training.compiling import forget_compiled_blocks
+from worker.training.low_rank import ADAPTER, LowRankArithmetic
 from worker.training.sampler import derived_seed
-
-#: PEFT's name of the one adapter.
-ADAPTER = "default"
 
 #: Layers that an adapter goes beside.
 _LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
@@ -17,11 +16,11 @@ _LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 
 def add_adapter(
     unet: UNet2DConditionModel, parameters: TrainingParameters, seed: int
-) -> dict[str, torch.nn.Parameter]:
-    """Put a fresh adapter on `unet`; returns its weights by name, fp32, in a fixed order.
+) -> LowRankArithmetic:
+    """Put a fresh adapter on `unet`; returns its weights with what computes it.
 
     A half-precision base would get half-precision adapters: fp16 ones cannot be unscaled and bf16
-    ones lose small updates. So they are cast before any optimizer sees them.
+    ones lose small updates. So the weights are fp32 before any optimizer sees them.
 
     Raises:
         JobError: `INVALID_JOB`, a target module is not in this model or is no layer.
@@ -43,10 +42,9 @@ def add_adapter(
         ),
         adapter_name=ADAPTER,
     )
-    trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    for parameter in trainable.values():
-        parameter.data = parameter.data.to(torch.float32)
-    return trainable
+    arithmetic = LowRankArithmetic(unet)
+    unet.low_rank_arithmetic = arithmetic  # for whoever takes the adapter off
+    return arithmetic
 
 
 def _no_layers(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> list[str]:
@@ -63,6 +61,10 @@ def _no_layers(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> list[str
 def remove_adapter(unet: UNet2DConditionModel) -> None:
     """Take the adapter off, so that the module tree is as before it was put on."""
     unet.disable_gradient_checkpointing()
+    forget_compiled_blocks(unet)
+    if hasattr(unet, "low_rank_arithmetic"):
+        unet.low_rank_arithmetic.remove()
+        del unet.low_rank_arithmetic
     if getattr(unet, "peft_config", None):
         unet.unload_lora()
     unet.requires_grad_(requires_grad=False)

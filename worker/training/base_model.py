@@ -22,6 +22,10 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 _NO_VOCABULARY = 2
 
 
+#: Dimensions of a convolution's weight, whose memory format matters.
+_KERNEL_DIMENSIONS = 4
+
+
 @dataclass
 class LoadedBaseModel:
     """A base model, frozen and in eval mode.
@@ -129,7 +133,7 @@ def load_base_model(
 def load_unet(
     entry: BaseModelEntry, arithmetic: Arithmetic, *, allow_hub: bool
 ) -> UNet2DConditionModel:
-    """The UNet alone, frozen, in eval mode."""
+    """The UNet alone, frozen, in eval mode, in the memory format that convolutions prefer."""
     unet, info = UNet2DConditionModel.from_pretrained(
         entry.location,
         subfolder="unet",
@@ -142,7 +146,29 @@ def load_unet(
     )
     _refuse_random_weights(info)
     unet.requires_grad_(requires_grad=False)
-    return unet.to(arithmetic.device).eval()
+    unet.to(arithmetic.device)
+    for weight in unet.parameters():
+        # A copy also lets go of the file's mapping, whose pages a CPU would hold beside it.
+        is_kernel = weight.dim() == _KERNEL_DIMENSIONS
+        layout = torch.channels_last if is_kernel else torch.contiguous_format
+        weight.data = weight.data.clone(memory_format=layout)
+    return unet.eval()
+
+
+def unet_of_same_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Another UNet without an adapter, on the very weights of the base under `unet`.
+
+    It takes no memory and reads no file, and what is put on it does not touch `unet`.
+    """
+    with torch.device("meta"):
+        fresh = UNet2DConditionModel.from_config(unet.config)
+    weights = {
+        name.replace(".base_layer.", "."): weight.detach()
+        for name, weight in unet.state_dict().items()
+        if ".lora_" not in name
+    }
+    fresh.load_state_dict(weights, assign=True)
+    return fresh.requires_grad_(requires_grad=False).eval()
 
 
 def _refuse_random_weights(*loading_infos: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ import torch
 from worker.contract.errors import ErrorCode, JobError
 from worker.training.base_model import LoadedBaseModel
 from worker.training.images import Picture
-from worker.training.sampler import Draw
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,10 @@ class Dataset:
         """`[4, R/8, R/8]`."""
         return self.mean.shape[2:]
 
-    def latents(self, pictures: list[int], draws: list[Draw]) -> torch.Tensor:
-        """Sample latents `[B, 4, R/8, R/8]` anew from the cached posterior."""
-        variants = [int(draw.flipped) for draw in draws]
-        epsilon = torch.stack([draw.latent for draw in draws]).to(self.mean.device)
+    def latents(
+        self, pictures: torch.Tensor, variants: torch.Tensor, epsilon: torch.Tensor
+    ) -> torch.Tensor:
+        """Latents `[B, 4, R/8, R/8]` from the cached posteriors and standard normal numbers."""
         mean, std = self.mean[pictures, variants], self.std[pictures, variants]
         return (mean + std * epsilon) * self.scaling_factor
 
@@ -47,14 +46,9 @@ class Dataset:
         """The posterior's mean of one picture as it is, `[4, R/8, R/8]`."""
         return self.mean[picture, 0] * self.scaling_factor
 
-    def prompts(self, pictures: list[int], draws: list[Draw]) -> torch.Tensor:
-        """The embeddings of the pictures' captions, `[B, 77, D]`."""
-        empty = len(self.embeddings) - 1
-        chosen = [
-            empty if draw.caption_dropped else self.captions[picture]
-            for picture, draw in zip(pictures, draws, strict=True)
-        ]
-        return self.embeddings[chosen]
+    def embedding_of(self, picture: int, *, dropped: bool) -> int:
+        """Index of the embedding of a picture's caption, or of the empty prompt's."""
+        return len(self.embeddings) - 1 if dropped else self.captions[picture]
 
 
 @torch.no_grad()

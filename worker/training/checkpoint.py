@@ -13,12 +13,12 @@ import torch
 
 from worker.contract.parameters import TrainingParameters
 from worker.training.environment import differences
-from worker.training.loop import Trainee
+from worker.training.step import Trainee
 
 _HEADER = "lora_worker"
 
 #: What the header must say.
-_SAID = {"step", "belongs_to", "made_in", "inexactly", "scheduler", "scaler"}
+_SAID = {"step", "belongs_to", "made_in", "inexactly", "scaler"}
 
 #: AdamW's state of one weight.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -71,7 +71,6 @@ def save_checkpoint(
         "belongs_to": belongs_to,
         "made_in": dict(made_in),
         "inexactly": list(inexactly),
-        "scheduler": trainee.scheduler.state_dict(),
         "scaler": trainee.accelerator.scaler.state_dict() if trainee.accelerator.scaler else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,14 +119,8 @@ def load_checkpoint(
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
     trainee.optimizer.load_state_dict({**optimizer, "state": state})
-    trainee.scheduler.load_state_dict(header["scheduler"])
     if header["scaler"] and trainee.accelerator.scaler:
         trainee.accelerator.scaler.load_state_dict(header["scaler"])
-    # The schedule's own rate, which building it anew has set to that of step 0.
-    for group, rate in zip(
-        trainee.optimizer.param_groups, trainee.scheduler.get_last_lr(), strict=True
-    ):
-        group["lr"] = rate
     trainee.losses.copy_(tensors["losses"])
     trainee.rates.copy_(tensors["rates"])
     trainee.step = int(header["step"])

@@ -49,6 +49,18 @@ def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
     return Arithmetic(device, requested, dtypes[requested])
 
 
+def compute_repeatably() -> None:
+    """Have this process repeat a job bit for bit where its device can, without paying for more.
+
+    In this mode torch fills every new tensor with NaN unless it is told not to. TF32 is for bases
+    in full precision on a GPU.
+    """
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or `CPU`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -59,6 +71,18 @@ def device_memory_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """The GPU's memory that this process can still get, in bytes; 0 for a CPU.
+
+    Other trainers may have the rest. What torch has set aside and does not use counts as free.
+    """
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + unused)
 
 
 def memory_report(device: torch.device) -> MemoryReport:

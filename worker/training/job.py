@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,21 +20,24 @@ from worker.contract.pipe import (
     StoppedEvent,
     TrainCommand,
 )
-from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_unet
+from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
 from worker.training.cache import encode
 from worker.training.device import (
     Arithmetic,
     arithmetic_for,
+    compute_repeatably,
     device_memory_bytes,
+    free_memory_bytes,
     memory_report,
 )
-from worker.training.evaluate import fixed_loss
+from worker.training.evaluate import fixed_losses
 from worker.training.export import export_adapter, verify_adapter
 from worker.training.images import Pictures
-from worker.training.loop import Lesson, StopReason, Trainee
+from worker.training.loop import StopReason
 from worker.training.plan import make_plan
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
+from worker.training.step import Lesson, Trainee
 
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]
@@ -70,7 +74,7 @@ def run_job(
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    compute_repeatably()
     arithmetic = arithmetic_for(command.parameters.mixed_precision, device)
     clock: dict[str, float] = {}
     try:
@@ -78,13 +82,12 @@ def run_job(
             _stop_if_told(should_stop)
             model = shelf.get(command.base_model, arithmetic)
             pictures, lesson = _prepare(command, model, report, should_stop)
-        with _stage("training", report, device, clock):
+        with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
             training = Training(command, model, lesson, report)
-            before = fixed_loss(training.trainee, lesson)
             resumed = training.resume()
             if reason := training.run(should_stop):
                 return training.stopped(reason)
-            after = fixed_loss(training.trainee, lesson)
+            before, after = fixed_losses(training.trainee, lesson)
         with _stage("exporting", report, device, clock):
             metadata = job_metadata(
                 command,
@@ -130,7 +133,10 @@ def _prepare(
     dataset = encode(model, pictures, mirrored=rules.random_flip)
     _warn(pictures, report)
     plan = make_plan(
-        rules, len(pictures.good), device_memory_bytes=device_memory_bytes(arithmetic.device)
+        rules,
+        len(pictures.good),
+        free_bytes=free_memory_bytes(arithmetic.device),
+        launch=command.launch,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
     return pictures, Lesson(
@@ -140,6 +146,7 @@ def _prepare(
         parameters=rules,
         plan=plan,
         seed=command.seed,
+        compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
     )
 
 
@@ -166,9 +173,7 @@ def _export(
     verify_adapter(
         trainee.unet,
         files=adapters,
-        fresh_unet=lambda: load_unet(
-            command.base_model, model.arithmetic, allow_hub=command.allow_hub
-        ),
+        fresh_unet=lambda: unet_of_same_weights(trainee.unet),
     )
     return adapters
 
@@ -203,9 +208,10 @@ def _warn(pictures: Pictures, report: Report) -> None:
 
 @contextmanager
 def _stage(
-    name: Stage, report: Report, device: torch.device, clock: dict[str, float]
+    name: Stage, report: Report, device: torch.device, clock: dict[str, float], **fields: Any
 ) -> Iterator[None]:
-    report(StageEvent(stage=name, status="started", memory=memory_report(device)))
+    memory = memory_report(device)
+    report(StageEvent(stage=name, status="started", memory=memory, fields=fields))
     started = time.monotonic()
     yield
     clock[name] = time.monotonic() - started

@@ -9,6 +9,10 @@ from diffusers.optimization import get_scheduler
 
 from worker.contract.parameters import TrainingParameters
 from worker.training.device import Arithmetic
+from worker.training.low_rank import LowRankArithmetic
+
+#: AdamW's state of one element of a weight; the number of steps is the same for all.
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def new_accelerator(arithmetic: Arithmetic) -> Accelerator:
@@ -23,27 +27,106 @@ def new_accelerator(arithmetic: Arithmetic) -> Accelerator:
     return Accelerator(mixed_precision=arithmetic.precision, cpu=arithmetic.device.type == "cpu")
 
 
-def new_optimizer(
-    accelerator: Accelerator, weights: list[torch.nn.Parameter], parameters: TrainingParameters
-) -> Any:
-    """AdamW on `weights`, wrapped by Accelerate, fused on a GPU."""
-    return accelerator.prepare(
-        torch.optim.AdamW(
-            weights,
-            lr=parameters.learning_rate,
+class FlatAdamW(torch.optim.AdamW):
+    """Fused AdamW on the adapter's one buffer, whose saved state is by weight all the same.
+
+    A checkpoint thus holds for each weight what AdamW on 256 tensors would hold, and does not
+    depend on how the buffer is laid out.
+    """
+
+    def __init__(self, adapter: LowRankArithmetic, parameters: TrainingParameters) -> None:
+        buffer = adapter.buffer
+        super().__init__(
+            [buffer],
+            lr=torch.tensor(parameters.learning_rate, device=buffer.device),
             betas=(parameters.adam_beta1, parameters.adam_beta2),
             weight_decay=parameters.adam_weight_decay,
             eps=parameters.adam_epsilon,
-            fused=weights[0].device.type == "cuda",
+            fused=True,
         )
-    )
+        self._adapter = adapter
+        self.state[buffer] = self._fresh_state()
+
+    @property
+    def steps_done(self) -> torch.Tensor:
+        """Steps that were not skipped, a scalar on the device.
+
+        With fp16 the scaler lets the fused kernel decide, on the device, whether a step is skipped;
+        no Python code on the way hears of it, but AdamW's own count does not grow.
+        """
+        steps: torch.Tensor = self.state[self._adapter.buffer]["step"]
+        return steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's own, with the state of each weight in `weights`' order."""
+        state = self.state[self._adapter.buffer]
+        moments = {name: self._adapter.views(state[name]) for name in _MOMENTS}
+        by_weight = {
+            index: {"step": state["step"].clone(), **{name: moments[name][key] for name in moments}}
+            for index, key in enumerate(self._adapter.weights)
+        }
+        return {**super().state_dict(), "state": by_weight}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave, or a state without moments: that of no step at all."""
+        saved = state_dict["state"]
+        super().load_state_dict({**state_dict, "state": {}})
+        self.state[self._adapter.buffer] = state = self._fresh_state()
+        if not saved:
+            return
+        for name in _MOMENTS:
+            for index, view in enumerate(self._adapter.views(state[name]).values()):
+                view.copy_(saved[index][name])
+        state["step"].copy_(saved[0]["step"])
+
+    def _fresh_state(self) -> dict[str, torch.Tensor]:
+        buffer = self._adapter.buffer
+        moments = {name: torch.zeros_like(buffer) for name in _MOMENTS}
+        return {"step": torch.zeros((), device=buffer.device), **moments}
 
 
-def new_scheduler(optimizer: Any, parameters: TrainingParameters, total_steps: int) -> Any:
-    """The schedule, stepped by the loop once an optimizer step that was not skipped."""
-    return get_scheduler(
-        parameters.lr_scheduler,
-        optimizer=optimizer.optimizer,
-        num_warmup_steps=parameters.lr_warmup_steps,
-        num_training_steps=total_steps,
-    )
+def new_optimizer(
+    accelerator: Accelerator, adapter: LowRankArithmetic, parameters: TrainingParameters
+) -> Any:
+    """AdamW on the adapter, wrapped by Accelerate."""
+    return accelerator.prepare(FlatAdamW(adapter, parameters))
+
+
+class Schedule:
+    """The learning rate after so many steps, kept on the device, so that nobody waits for it.
+
+    diffusers' schedules are functions of the number of steps; they are tabulated once. The number
+    is the optimizer's, which a skipped step does not raise.
+    """
+
+    def __init__(
+        self, optimizer: FlatAdamW, parameters: TrainingParameters, total_steps: int
+    ) -> None:
+        throw_away = torch.optim.SGD([torch.zeros(1)], lr=parameters.learning_rate)
+        factor = get_scheduler(
+            parameters.lr_scheduler,
+            optimizer=throw_away,
+            num_warmup_steps=parameters.lr_warmup_steps,
+            num_training_steps=total_steps,
+        ).lr_lambdas[0]
+        device = optimizer.steps_done.device
+        self._rates = torch.tensor(
+            [parameters.learning_rate * factor(step) for step in range(total_steps + 1)],
+            device=device,
+            # The fused kernel of a GPU reads the rate as fp32, that of a CPU as double.
+            dtype=torch.float64 if device.type == "cpu" else torch.float32,
+        )
+        self._optimizer = optimizer
+
+    def apply(self) -> torch.Tensor:
+        """Give the optimizer the rate of its next step; returns it, a scalar on the device."""
+        # By `take`: an index in brackets would be read, and reading it waits for the device.
+        rate = torch.take(self._rates, self._optimizer.steps_done.long())
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+
+def new_schedule(optimizer: Any, parameters: TrainingParameters, total_steps: int) -> Schedule:
+    """The schedule of an optimizer that Accelerate has wrapped."""
+    return Schedule(optimizer.optimizer, parameters, total_steps)

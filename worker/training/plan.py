@@ -1,25 +1,31 @@
-"""How many steps, in which batches, with or without checkpointing? Pure, said before the first."""
+"""How many steps, in which batches, launched how? Pure, said before the first step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
+from worker.contract.pipe import StepLaunch
 
 _GIB = 2**30
 
-#: Memory of Stable Diffusion 1.5's UNet training apart from weights and activations, bytes:
-#: context, workspace, and the adapter with its optimizer state.
-_FIXED_BYTES = int((0.5 + 1.0 + 0.06) * _GIB)
+#: Memory of Stable Diffusion 1.5's UNet training beside weights and activations, bytes: workspace,
+#: and the adapter of rank 16 with gradient and moments. The context is there before.
+_FIXED_BYTES = int((1.0 + 0.06) * _GIB)
 
-#: The UNet's weights in half precision, bytes.
-_WEIGHTS_BYTES = int(1.60 * _GIB)
+#: What the forward pass of one sample keeps for the backward pass in half precision, GiB: some, and
+#: so much for each 512 × 512 pixels. Counted by `python -m benchmarks.counted`.
+_SAVED_GIB = 0.01
+_SAVED_GIB_AT_512 = {"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14}
 
-#: Activations of one 512 × 512 sample without checkpointing, bytes, autocast with fp32 norms.
-_SAVED_BYTES_AT_512 = int(1.41 * _GIB)
+#: What the backward pass of one sample needs at 512 × 512 on top of that, half precision, bytes.
+_BACKWARD_BYTES_AT_512 = int(0.10 * _GIB)
 
-#: Share of the GPU's memory that is planned with.
+#: Share of the free memory that is planned with.
 _USABLE = 0.9
+
+#: Micro-batches of a job from which on recording the step once as a CUDA graph pays.
+_WORTH_RECORDING = 100
 
 
 @dataclass(frozen=True)
@@ -27,37 +33,62 @@ class Plan:
     """The bill before the first step.
 
     Attributes:
-        pictures: how many are trained on. micro_batch: pictures in one forward pass.
-        accumulation: micro-batches in one optimizer step.
+        pictures: how many are trained on. group_size: pictures in one full optimizer step.
+        micro_batch: pictures in one forward pass.
         steps_per_epoch, total_steps, total_epochs: optimizer steps and passes.
         gradient_checkpointing: whether activations are recomputed.
+        may_checkpoint: whether they may be where memory does not suffice otherwise.
+        recorded: whether the step is recorded as a CUDA graph.
+        compiled: whether the UNet's repeated blocks are compiled.
+        estimated_bytes: of GPU memory on top of the base model; 0 on a CPU.
+        free_bytes: of GPU memory beside the base model; 0 on a CPU.
     """
 
     pictures: int
+    group_size: int
     micro_batch: int
-    accumulation: int
     steps_per_epoch: int
     total_steps: int
     total_epochs: int
     gradient_checkpointing: bool
+    may_checkpoint: bool
+    recorded: bool
+    compiled: bool
+    estimated_bytes: int
+    free_bytes: int
 
     @property
-    def group_size(self) -> int:
-        """Pictures in one full optimizer step."""
-        return self.micro_batch * self.accumulation
+    def accumulation(self) -> int:
+        """Micro-batches in one full optimizer step."""
+        return math.ceil(self.group_size / self.micro_batch)
+
+    def smaller(self) -> "Plan | None":
+        """The plan for when this one ran out of memory: half the micro-batch, then checkpointing.
+
+        The pictures of an optimizer step stay the same. None if nothing is left to try.
+        """
+        if self.micro_batch > 1:
+            return replace(self, micro_batch=self.micro_batch // 2)
+        if not self.gradient_checkpointing and self.may_checkpoint:
+            return replace(self, gradient_checkpointing=True, recorded=False)
+        return None
 
     def epoch_of(self, steps_done: int) -> int:
         """The pass that `steps_done` optimizer steps have reached, from 1."""
         return min(self.total_epochs, max(0, steps_done - 1) // self.steps_per_epoch + 1)
 
 
-def make_plan(parameters: TrainingParameters, pictures: int, *, device_memory_bytes: int) -> Plan:
+def make_plan(
+    parameters: TrainingParameters, pictures: int, *, free_bytes: int, launch: StepLaunch = "auto"
+) -> Plan:
     """Plan a job on `pictures` usable pictures.
 
     Args:
         parameters: the job's.
         pictures: how many can be used.
-        device_memory_bytes: the GPU's; 0 for a CPU, which needs no checkpointing.
+        free_bytes: the GPU's memory that is free beside the base model; 0 for a CPU, where memory
+            is not planned.
+        launch: how steps are launched; `auto` records long enough jobs on a GPU.
 
     Raises:
         JobError: `INVALID_JOB`, the batch is larger than the number of pictures.
@@ -69,36 +100,70 @@ def make_plan(parameters: TrainingParameters, pictures: int, *, device_memory_by
             f"parameters.train_batch_size is {batch}, but only {pictures} of the pictures can be "
             "used; send a smaller batch or more pictures.",
         )
-    per_epoch = math.ceil(pictures / (batch * parameters.gradient_accumulation_steps))
+    group = batch * parameters.gradient_accumulation_steps
+    per_epoch = math.ceil(pictures / group)
     total = parameters.max_train_steps or per_epoch * parameters.num_train_epochs
+    micro_batch, checkpointing = _fitting(parameters, free_bytes)
+    passes = total * math.ceil(group / micro_batch)
+    worth = launch == "graph" or (launch == "auto" and passes >= _WORTH_RECORDING)
     return Plan(
         pictures=pictures,
-        micro_batch=batch,
-        accumulation=parameters.gradient_accumulation_steps,
+        group_size=group,
+        micro_batch=micro_batch,
         steps_per_epoch=per_epoch,
         total_steps=total,
         total_epochs=math.ceil(total / per_epoch),
-        gradient_checkpointing=_checkpointing(parameters, device_memory_bytes),
+        gradient_checkpointing=checkpointing,
+        may_checkpoint=parameters.gradient_checkpointing is not False,
+        # A recording cannot hold the random state that checkpointing saves and puts back.
+        recorded=worth and free_bytes > 0 and not checkpointing,
+        compiled=launch == "compile",
+        estimated_bytes=needed_bytes(parameters, micro_batch, checkpointing) if free_bytes else 0,
+        free_bytes=free_bytes,
     )
 
 
-def estimated_bytes(resolution: int, micro_batch: int, *, full_precision: bool = False) -> int:
-    """GPU memory that Stable Diffusion 1.5 needs to train without checkpointing, bytes.
+def needed_bytes(parameters: TrainingParameters, micro_batch: int, checkpointing: bool) -> int:
+    """GPU memory that training needs beside Stable Diffusion 1.5's weights, bytes.
 
-    Weights and activations take twice as much in full precision.
+    What is kept and computed takes twice as much in full precision.
     """
-    saved = int(micro_batch * _SAVED_BYTES_AT_512 * (resolution / 512) ** 2)
-    return _FIXED_BYTES + (_WEIGHTS_BYTES + saved) * (2 if full_precision else 1)
-
-
-def _checkpointing(parameters: TrainingParameters, device_memory_bytes: int) -> bool:
-    if parameters.gradient_checkpointing != "auto":
-        return parameters.gradient_checkpointing
-    if device_memory_bytes == 0:
-        return False
-    needed = estimated_bytes(
+    full_precision = parameters.mixed_precision == "no"
+    saved = saved_bytes(
         parameters.resolution,
-        parameters.train_batch_size,
-        full_precision=parameters.mixed_precision == "no",
+        dropout=parameters.lora_dropout > 0,
+        checkpointing=checkpointing,
+        full_precision=full_precision,
     )
-    return needed > device_memory_bytes * _USABLE
+    backward = _BACKWARD_BYTES_AT_512 * (parameters.resolution / 512) ** 2
+    per_sample = saved + int(backward * (2 if full_precision else 1))
+    return _FIXED_BYTES + micro_batch * per_sample
+
+
+def saved_bytes(
+    resolution: int, *, dropout: bool, checkpointing: bool, full_precision: bool
+) -> int:
+    """What one sample keeps between forward and backward pass of Stable Diffusion 1.5, bytes."""
+    kind = "checkpointing" if checkpointing else "dropout" if dropout else "plain"
+    saved = _SAVED_GIB + _SAVED_GIB_AT_512[kind] * (resolution / 512) ** 2
+    return int(saved * _GIB) * (2 if full_precision else 1)
+
+
+def _fitting(parameters: TrainingParameters, free_bytes: int) -> tuple[int, bool]:
+    """Micro-batch and checkpointing: the first that fits, or the least that can be asked for.
+
+    A smaller micro-batch comes before checkpointing, which costs a third more arithmetic.
+    """
+    asked = parameters.gradient_checkpointing
+    choices = (False, True) if asked == "auto" else (asked,)
+    batch = parameters.train_batch_size
+    if not free_bytes:
+        return batch, choices[0]
+    for checkpointing in choices:
+        micro_batch = batch
+        while micro_batch:
+            needed = needed_bytes(parameters, micro_batch, checkpointing)
+            if needed <= free_bytes * _USABLE:
+                return micro_batch, checkpointing
+            micro_batch //= 2
+    return 1, choices[-1]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from worker.contract.pipe import FinishedEvent, OutputFile, TrainCommand
 from worker.training.base_model import LoadedBaseModel
 from worker.training.device import device_name
 from worker.training.images import Pictures
-from worker.training.loop import Trainee
 from worker.training.plan import Plan
+from worker.training.step import Trainee
 
 #: Libraries whose versions a result names.
 LIBRARIES = ("torch", "diffusers", "peft", "transformers", "accelerate", "lora-worker")
@@ -47,6 +48,7 @@ def job_metadata(
         "train_batch_size": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_checkpointing": plan.gradient_checkpointing,
+        "plan": asdict(plan),
         "mixed_precision": model.arithmetic.precision,
         "seed": command.seed,
         "base_model": command.base_model.name,

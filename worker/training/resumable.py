@@ -16,8 +16,9 @@ from worker.training.checkpoint import (
     save_checkpoint,
 )
 from worker.training.environment import environment
-from worker.training.loop import Lesson, StopReason, Trainee, train
-from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
+from worker.training.loop import StopReason, train
+from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
+from worker.training.step import Lesson, Trainee
 
 
 class Training:
@@ -37,26 +38,31 @@ class Training:
         if plan.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
         accelerator = new_accelerator(model.arithmetic)
-        weights = add_adapter(model.unet, rules, command.seed)
-        optimizer = new_optimizer(accelerator, list(weights.values()), rules)
+        adapter = add_adapter(model.unet, rules, command.seed)
+        optimizer = new_optimizer(accelerator, adapter, rules)
         self.trainee = Trainee(
             unet=model.unet,
-            weights=weights,
+            adapter=adapter,
             accelerator=accelerator,
             optimizer=optimizer,
-            scheduler=new_scheduler(optimizer, rules, plan.total_steps),
+            schedule=new_schedule(optimizer, rules, plan.total_steps),
             losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
         )
-        self._fits: dict[str, Any] = {
-            "belongs_to": fingerprint(
-                rules,
-                command.seed,
-                lesson.dataset.sha256,
-                tuple(image.caption for image in command.images),
-                command.base_model.name,
-            ),
-            "made_in": environment(model.arithmetic.device),
-        }
+        self._belongs_to = fingerprint(
+            rules,
+            command.seed,
+            lesson.dataset.sha256,
+            tuple(image.caption for image in command.images),
+            command.base_model.name,
+        )
+        self._made_in = environment(model.arithmetic.device)
+
+    @property
+    def _fits(self) -> dict[str, Any]:
+        """What a checkpoint must fit: the job, and exactly, what rounding depends on."""
+        plan = self._lesson.plan
+        rounding = {"micro-batch": str(plan.micro_batch), "compiled": str(plan.compiled)}
+        return {"belongs_to": self._belongs_to, "made_in": self._made_in | rounding}
 
     def resume(self) -> dict[str, Any]:
         """Go on from the checkpoint that the command names, if it fits."""

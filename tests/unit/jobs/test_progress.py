@@ -67,6 +67,19 @@ def test_the_newest_report_wins():
     progress.close(5)
 
 
+def test_reports_say_the_plan_from_the_training_on():
+    progress = reporter(Sent())
+    plan = {"micro_batch": 2, "gradient_checkpointing": True}
+    assert progress.latest.plan is None
+    started = StageEvent(stage="training", status="started", fields={"plan": plan})
+    progress.on_stage(started)
+    assert progress.latest.plan == plan
+    progress.on_step(step(3))
+    progress.on_stage(StageEvent(stage="exporting", status="started"))
+    assert progress.latest.plan == plan
+    assert progress.close(5)
+
+
 def test_a_hanging_receiver_holds_up_nothing_and_gets_nothing_after_the_close():
     inside, release, calls = threading.Event(), threading.Event(), []
 

@@ -10,11 +10,11 @@ from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for
-from worker.training.images import Pictures
+from worker.training.images import Picture, Pictures
 from worker.training.job import run_job
-from worker.training.loop import Lesson, Trainee
-from worker.training.optimizer import new_accelerator, new_optimizer, new_scheduler
+from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
+from worker.training.step import Lesson, Trainee
 
 CPU = torch.device("cpu")
 
@@ -49,16 +49,18 @@ def command(
     )
 
 
-def build(order: TrainCommand) -> tuple[LoadedBaseModel, Trainee, Lesson]:
-    """Everything that the loop needs, as `run_job` builds it."""
+def build(
+    order: TrainCommand, *, double: bool = False, compiled: bool = False
+) -> tuple[LoadedBaseModel, Trainee, Lesson]:
+    """Everything that the loop needs, as `run_job` builds it; in fp64 throughout if `double`."""
     rules = order.parameters
     model = load_base_model(order.base_model, arithmetic_for("no", CPU), allow_hub=False)
-    dataset = encode(
-        model,
-        Pictures(order.images, rules.resolution, "fail"),
-        mirrored=rules.random_flip,
-    )
-    plan = make_plan(rules, len(dataset.sha256), device_memory_bytes=0)
+    if double:
+        for part in (model.unet, model.vae, model.text_encoder):
+            part.double()
+    pictures = read_usable(order, double=double)
+    dataset = encode(model, pictures, mirrored=rules.random_flip)
+    plan = make_plan(rules, len(pictures), free_bytes=0, launch="compile" if compiled else "eager")
     lesson = Lesson(
         dataset=dataset,
         schedule=model.schedule,
@@ -70,17 +72,23 @@ def build(order: TrainCommand) -> tuple[LoadedBaseModel, Trainee, Lesson]:
     if plan.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     accelerator = new_accelerator(model.arithmetic)
-    weights = add_adapter(model.unet, rules, order.seed)
-    optimizer = new_optimizer(accelerator, list(weights.values()), rules)
+    adapter = add_adapter(model.unet, rules, order.seed)
+    optimizer = new_optimizer(accelerator, adapter, rules)
     trainee = Trainee(
         unet=model.unet.train(),
-        weights=weights,
+        adapter=adapter,
         accelerator=accelerator,
         optimizer=optimizer,
-        scheduler=new_scheduler(optimizer, rules, plan.total_steps),
+        schedule=new_schedule(optimizer, rules, plan.total_steps),
         losses=torch.full((plan.total_steps,), torch.nan),
     )
     return model, trainee, lesson
+
+
+def read_usable(order: TrainCommand, *, double: bool = False) -> list[tuple[Picture, torch.Tensor]]:
+    """The pictures of a job with their pixels, all of them usable."""
+    pictures = Pictures(order.images, order.parameters.resolution, "fail")
+    return [(picture, pixels.double() if double else pixels) for picture, pixels in pictures]
 
 
 def run(order: TrainCommand, shelf: BaseModelShelf | None = None, *, stop_after: int | None = None):

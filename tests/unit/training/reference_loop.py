@@ -6,30 +6,64 @@ and the mean squared error goes backward into AdamW. Only the random numbers are
 """
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from peft import LoraConfig
 from torch.nn import functional
 
 from worker.training.sampler import Draw
 
 
-def reference_step(model, pixels, captions, draws: list[Draw], optimizer, scheduler, ddpm) -> None:
-    """One step on `pixels` `[B, 3, R, R]` with their captions and random numbers."""
+def reference_unet(location: str, rules, weights: dict[str, torch.Tensor]):
+    """A UNet in PEFT's own arithmetic and memory format, its adapter beginning with `weights`."""
+    unet = UNet2DConditionModel.from_pretrained(location, subfolder="unet")
+    unet.requires_grad_(requires_grad=False)
+    unet.add_adapter(
+        LoraConfig(
+            r=rules.rank,
+            lora_alpha=rules.lora_alpha,
+            lora_dropout=rules.lora_dropout,
+            target_modules=list(rules.target_modules),
+        )
+    )
+    unet.to(next(iter(weights.values())).dtype)
+    adapter = {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
+    assert adapter.keys() == weights.keys()
+    with torch.no_grad():
+        for name, weight in adapter.items():
+            weight.copy_(weights[name])
+    return unet.train(), adapter
+
+
+def reference_step(
+    model,
+    unet,
+    pixels,
+    captions,
+    draws: list[Draw],
+    optimizer,
+    scheduler,
+    ddpm,
+    backward=torch.Tensor.backward,
+) -> torch.Tensor:
+    """One step on `pixels` `[B, 3, R, R]` with their captions and random numbers; its loss."""
+    device = pixels.device
     posterior = model.vae.encode(pixels).latent_dist
-    epsilon = torch.stack([draw.latent for draw in draws])
+    epsilon = torch.stack([draw.latent for draw in draws]).to(posterior.mean)
     latents = (posterior.mean + posterior.std * epsilon) * model.vae.config.scaling_factor
-    noise = torch.stack([draw.noise for draw in draws])
-    timesteps = torch.tensor([draw.timestep for draw in draws])
+    noise = torch.stack([draw.noise for draw in draws]).to(latents)
+    timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
     noisy = ddpm.add_noise(latents, noise, timesteps)
     tokens = model.tokenizer(
         captions, max_length=77, padding="max_length", truncation=True, return_tensors="pt"
     )
-    hidden = model.text_encoder(tokens.input_ids, return_dict=False)[0]
-    prediction = model.unet(noisy, timesteps, hidden, return_dict=False)[0]
+    hidden = model.text_encoder(tokens.input_ids.to(device), return_dict=False)[0]
+    prediction = unet(noisy, timesteps, hidden, return_dict=False)[0]
     loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
-    loss.backward()
+    backward(loss)
     optimizer.step()
     scheduler.step()
     optimizer.zero_grad()
+    return loss.detach()
 
 
 def reference_scheduler(location: str) -> DDPMScheduler:

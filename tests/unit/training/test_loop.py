@@ -5,11 +5,10 @@ import torch
 
 from tests.unit.training.builders import CPU, build, command, run
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepEvent
 from worker.training import loop
+from worker.training import step as step_module
 from worker.training.loop import train
-from worker.training.plan import make_plan
 
 
 def go_on():
@@ -46,7 +45,7 @@ def test_the_loss_is_read_at_reports_alone(tiny_base_model, pictures, tmp_path, 
 def test_a_loss_that_is_no_number_ends_the_job_and_names_the_step(
     tiny_base_model, pictures, tmp_path, mocker, bad
 ):
-    real = loop.sample_losses
+    real = step_module.sample_losses
     calls = [0]
 
     def diverges(*arguments):
@@ -54,7 +53,7 @@ def test_a_loss_that_is_no_number_ends_the_job_and_names_the_step(
         losses = real(*arguments)
         return losses * bad if calls[0] == 4 else losses
 
-    mocker.patch.object(loop, "sample_losses", diverges)
+    mocker.patch.object(step_module, "sample_losses", diverges)
     with pytest.raises(JobError, match="not a finite number at step 4") as caught:
         run(command(tiny_base_model, pictures, tmp_path))
     assert caught.value.code is ErrorCode.NON_FINITE_LOSS
@@ -73,15 +72,6 @@ def test_a_canceled_job_leaves_no_checkpoint(tiny_base_model, pictures, tmp_path
         checkpoint=lambda: saved.append(trainee.step),
     )
     assert (reason, trainee.step, saved) == ("cancel", 2, [])
-
-
-def test_memory_for_full_precision_is_planned_with_twice_the_weights_and_activations():
-    def checkpointing(precision, gib):
-        rules = TrainingParameters(mixed_precision=precision)
-        return make_plan(rules, 8, device_memory_bytes=gib * 2**30).gradient_checkpointing
-
-    assert [checkpointing("fp16", gib) for gib in (4, 6, 10)] == [True, False, False]
-    assert [checkpointing("no", gib) for gib in (4, 6, 10)] == [True, True, False]
 
 
 def test_the_tables_of_the_noise_schedule_lie_on_the_device_of_the_job(

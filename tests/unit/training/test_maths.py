@@ -10,7 +10,7 @@ from worker.contract.parameters import TrainingParameters
 from worker.training.cache import encode
 from worker.training.images import Pictures
 from worker.training.objective import NoiseSchedule, sample_losses
-from worker.training.plan import estimated_bytes, make_plan
+from worker.training.plan import make_plan
 from worker.training.sampler import Sample, draw, epoch_order, step_samples
 
 
@@ -64,7 +64,7 @@ def test_the_last_group_of_a_pass_is_kept_however_short():
     plan = make_plan(
         TrainingParameters(train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2),
         7,
-        device_memory_bytes=0,
+        free_bytes=0,
     )
     assert (plan.steps_per_epoch, plan.total_steps) == (2, 4)
     sizes = [[len(batch) for batch in step_samples(plan, 1, step)] for step in range(4)]
@@ -77,7 +77,7 @@ def test_fewer_pictures_than_a_full_group_still_make_steps():
     plan = make_plan(
         TrainingParameters(gradient_accumulation_steps=64, num_train_epochs=3),
         2,
-        device_memory_bytes=0,
+        free_bytes=0,
     )
     assert plan.total_steps == 3
 
@@ -113,7 +113,7 @@ def test_a_sample_s_numbers_depend_on_its_place_and_nothing_else():
     ],
 )
 def test_the_plan_says_the_bill_before_the_first_step(rules, pictures, steps, epochs):
-    plan = make_plan(TrainingParameters(**rules), pictures, device_memory_bytes=0)
+    plan = make_plan(TrainingParameters(**rules), pictures, free_bytes=0)
     assert (plan.total_steps, plan.total_epochs) == (steps, epochs)
     assert plan.epoch_of(0) == 1
     assert plan.epoch_of(steps) == epochs
@@ -121,20 +121,8 @@ def test_the_plan_says_the_bill_before_the_first_step(rules, pictures, steps, ep
 
 def test_a_batch_of_more_than_the_pictures_is_refused():
     with pytest.raises(JobError, match="train_batch_size is 4, but only 3") as caught:
-        make_plan(TrainingParameters(train_batch_size=4), 3, device_memory_bytes=0)
+        make_plan(TrainingParameters(train_batch_size=4), 3, free_bytes=0)
     assert caught.value.code is ErrorCode.INVALID_JOB
-
-
-def test_checkpointing_is_on_only_where_memory_needs_it():
-    def on(gib, **rules):
-        rules = TrainingParameters(**rules)
-        return make_plan(rules, 64, device_memory_bytes=gib * 2**30).gradient_checkpointing
-
-    assert [on(0), on(6), on(4)] == [False, False, True]
-    assert on(24, train_batch_size=32)
-    assert not on(141, train_batch_size=32)
-    assert on(141, gradient_checkpointing=True)
-    assert estimated_bytes(768, 1) > estimated_bytes(512, 1)
 
 
 def test_cached_latents_have_the_statistics_of_encoding_in_the_loop(

@@ -10,7 +10,7 @@ from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, LogEvent, StoppedEvent
 from worker.training.base_model import BaseModelShelf
 from worker.training.evaluate import fixed_loss
-from worker.training.loop import optimizer_step
+from worker.training.step import optimizer_step
 
 #: Accumulation, dropout, a schedule with warm-up: all that a resume must get right.
 INTRICATE = {
@@ -158,7 +158,7 @@ def test_the_adapter_is_fp32_over_a_half_precision_base(tiny_base_model):
             tiny_base_model, subfolder="unet", torch_dtype=dtype
         )
         unet.requires_grad_(requires_grad=False)
-        weights = add_adapter(unet, TrainingParameters(), seed=1)
+        weights = add_adapter(unet, TrainingParameters(), seed=1).weights
         assert {weight.dtype for weight in weights.values()} == {torch.float32}
         assert unet.conv_in.weight.dtype == dtype
 
@@ -184,7 +184,7 @@ def test_a_batch_larger_than_the_usable_pictures_is_refused_by_name(
 
 def test_out_of_gpu_memory_is_said_with_what_to_lower(tiny_base_model, pictures, tmp_path, mocker):
     mocker.patch(
-        "worker.training.loop.predict", side_effect=torch.OutOfMemoryError("CUDA out of memory")
+        "worker.training.step.predict", side_effect=torch.OutOfMemoryError("CUDA out of memory")
     )
     with pytest.raises(JobError, match="resolution 64 with train_batch_size 1") as caught:
         run(command(tiny_base_model, pictures, tmp_path))

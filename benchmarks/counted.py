@@ -1,0 +1,182 @@
+"""What work is in one step of Stable Diffusion 1.5? Counted, not measured: `make bench-counted`.
+
+The exact model runs on torch's `meta` device, which has shapes and no numbers, with the attention
+and dropout operators that a GPU has. Counted are floating-point operations (2 for each multiply and
+add), operators that start a kernel, and bytes that the forward pass keeps for the backward pass.
+The last line is one JSON object.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from worker.contract.parameters import TrainingParameters
+from worker.demo.tiny_base_model import random_autoencoder, random_unet
+from worker.training.adapter import add_adapter, remove_adapter
+
+_META = torch.device("meta")
+
+#: Operators that only look at a tensor in another way, or make one of no content.
+_VIEWS = (
+    *("view", "t", "transpose", "detach", "split", "split_with_sizes", "expand", "unsqueeze"),
+    *("squeeze", "permute", "slice", "select", "_unsafe_view", "unbind", "alias", "as_strided"),
+    *("empty", "empty_like", "empty_strided", "new_empty_strided"),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a UNet's forward and backward pass on one sample, or of one part of a loop."""
+
+    gflop: float
+    kernels: int
+    saved_gib: float
+
+
+class _Kernels(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def step_work(
+    *,
+    resolution: int = 512,
+    dtype: torch.dtype = torch.bfloat16,
+    dropout: float = 0.0,
+    checkpointing: bool = False,
+    grouped: bool = True,
+) -> Work:
+    """A forward and backward pass of the adapted UNet on one sample.
+
+    Args:
+        resolution: pixels.
+        dtype: of the base.
+        dropout: of the adapter.
+        checkpointing: whether activations are recomputed.
+        grouped: our arithmetic of the adapter, or PEFT's.
+    """
+    with _META:
+        unet = random_unet("full").requires_grad_(requires_grad=False).to(dtype)
+        rules = TrainingParameters(lora_dropout=dropout)
+        add_adapter(unet, rules, seed=1)
+        if not grouped:
+            config = unet.peft_config["default"]
+            remove_adapter(unet)
+            unet.add_adapter(config)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+
+    def passes() -> None:
+        with _saved(unet, saved):
+            output = _predict(unet, resolution, dtype)
+        output.float().square().mean().backward()
+
+    saved: dict[int, int] = {}
+    with _as_on_a_gpu():
+        gflop, kernels = _count(passes)
+    return Work(gflop, kernels, sum(saved.values()) / 2**30)
+
+
+def encoder_work(resolution: int = 512) -> Work:
+    """The VAE's encoder on one picture, which a loop without a cache runs at every step."""
+    with _META:
+        vae = random_autoencoder("full").requires_grad_(requires_grad=False)
+        pixels = torch.empty(1, 3, resolution, resolution)
+    gflop, kernels = _count(lambda: vae.encode(pixels))
+    return Work(gflop, kernels, 0.0)
+
+
+def _predict(unet: UNet2DConditionModel, resolution: int, dtype: torch.dtype) -> torch.Tensor:
+    side = resolution // 8
+    with _META:
+        noisy = torch.empty(1, 4, side, side, dtype=dtype)
+        prompts = torch.empty(1, 77, unet.config.cross_attention_dim, dtype=dtype)
+        timesteps = torch.empty(1, dtype=torch.int64)
+    return unet(noisy, timesteps, prompts, return_dict=False)[0]
+
+
+def _count(work: Callable[[], object]) -> tuple[float, int]:
+    with FlopCounterMode(display=False) as operations, _Kernels() as kernels:
+        work()
+    launched = sum(n for name, n in kernels.counts.items() if name not in _VIEWS)
+    return operations.get_total_flops() / 1e9, launched
+
+
+@contextmanager
+def _saved(unet: UNet2DConditionModel, found: dict[int, int]) -> Iterator[None]:
+    """Note the size of each storage that is kept for the backward pass and is no weight."""
+    weights = {weight.untyped_storage()._cdata for weight in unet.parameters()}
+    kept = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept.append(storage)  # alive, so that no other takes its number
+            found[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield
+
+
+@contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    """Attention and dropout by the operators that CUDA has; `meta` would take them apart."""
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+    def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, *_: Any) -> torch.Tensor:
+        return torch.native_dropout(x, p, True)[0] if training and p else x
+
+    with (
+        mock.patch.object(functional, "scaled_dot_product_attention", attention),
+        mock.patch.object(functional, "dropout", dropout),
+    ):
+        yield
+
+
+def main() -> None:
+    ours, encoder = step_work(), encoder_work()
+    rows = {
+        "ours": ours,
+        "ours, dropout 0.1": step_work(dropout=0.1),
+        "ours, checkpointing": step_work(checkpointing=True),
+        "PEFT": step_work(grouped=False),
+        "PEFT, dropout 0.1": step_work(grouped=False, dropout=0.1),
+        "ours, 256 px": step_work(resolution=256),
+        "ours, 768 px": step_work(resolution=768),
+        "VAE's encoder": encoder,
+    }
+    print(
+        "| Stable Diffusion 1.5, 512 px, bf16 | GFLOP | kernels | saved, GiB |\n|---|---|---|---|"
+    )
+    for name, work in rows.items():
+        print(f"| {name} | {work.gflop:.1f} | {work.kernels} | {work.saved_gib:.3f} |")
+    naive = rows["ours, checkpointing"].gflop + encoder.gflop
+    script = rows["PEFT"].gflop + encoder.gflop
+    print(f"\nof the arithmetic of the script's loop: 1 / {script / ours.gflop:.2f}")
+    print(f"of the arithmetic of a naive loop:      1 / {naive / ours.gflop:.2f}")
+    print(json.dumps({name: asdict(work) for name, work in rows.items()}))
+
+
+if __name__ == "__main__":
+    main()

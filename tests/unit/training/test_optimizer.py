@@ -1,0 +1,73 @@
+"""AdamW on one buffer, and the learning rate that follows its count."""
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from diffusers.optimization import get_scheduler
+
+from tests.unit.training.builders import build, command, largest_difference, weights_of
+from worker.training import step as step_module
+from worker.training.step import optimizer_step
+
+RULES = {
+    "max_train_steps": 5,
+    "lr_scheduler": "linear",
+    "lr_warmup_steps": 2,
+    "learning_rate": 1e-3,
+    "max_grad_norm": 0,
+}
+
+
+def step(trainee, lesson):
+    loss = optimizer_step(trainee, lesson)
+    trainee.step += 1
+    return loss
+
+
+@pytest.mark.parametrize(
+    "name", ["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
+)
+def test_the_rate_of_each_step_is_that_of_diffusers_schedule(
+    tiny_base_model, pictures, tmp_path, name
+):
+    order = command(tiny_base_model, pictures[:2], tmp_path, **{**RULES, "lr_scheduler": name})
+    _, trainee, lesson = build(order)
+    throw_away = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    schedule = get_scheduler(name, throw_away, num_warmup_steps=2, num_training_steps=5)
+    expected = []
+    for _ in range(5):
+        expected.append(schedule.get_last_lr()[0])
+        throw_away.step()
+        schedule.step()
+        step(trainee, lesson)
+    assert trainee.rates.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_step_that_the_scaler_skips_changes_nothing_and_does_not_count_in_the_schedule(
+    tiny_base_model, pictures, tmp_path, mocker
+):
+    """Accelerate says that it was not skipped: the fused kernel decides on the device."""
+    _, trainee, lesson = build(command(tiny_base_model, pictures[:2], tmp_path, **RULES))
+    scaler = torch.amp.GradScaler("cpu")
+    trainee.accelerator.scaler = scaler
+    trainee.optimizer = AcceleratedOptimizer(trainee.optimizer.optimizer, scaler=scaler)
+    step(trainee, lesson)  # the first rate of a warm-up is 0
+    assert trainee.optimizer.optimizer.steps_done == 1
+    start, real = weights_of(trainee), step_module.sample_losses
+    mocker.patch.object(step_module, "sample_losses", lambda *args: real(*args) * torch.inf)
+    step(trainee, lesson)
+    assert not trainee.accelerator.optimizer_step_was_skipped
+    assert trainee.optimizer.optimizer.steps_done == 1
+    assert largest_difference(start, weights_of(trainee)) == 0
+    mocker.stopall()
+    step(trainee, lesson)
+    assert trainee.optimizer.optimizer.steps_done == 2
+    assert largest_difference(start, weights_of(trainee)) > 0
+    # Linear, two steps of warm-up: 0, then half, and half again for the step that is done anew.
+    assert trainee.rates[:3].tolist() == pytest.approx([0, 5e-4, 5e-4])
+
+
+def test_no_gradient_is_kept_between_steps(tiny_base_model, pictures, tmp_path):
+    _, trainee, lesson = build(command(tiny_base_model, pictures[:2], tmp_path, **RULES))
+    step(trainee, lesson)
+    assert trainee.adapter.buffer.grad is None

@@ -1,0 +1,178 @@
+"""What a GPU's free memory allows, and what is done when it was less than expected."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.unit.training.builders import build, command, largest_difference, run, weights_of
+from worker.contract.errors import ErrorCode, JobError
+from worker.contract.parameters import TrainingParameters
+from worker.contract.pipe import LogEvent
+from worker.training import launch as launch_module
+from worker.training import step as step_module
+from worker.training.loop import train
+from worker.training.plan import make_plan, needed_bytes
+
+GIB = 2**30
+
+
+def planned(gib, **rules):
+    plan = make_plan(TrainingParameters(**rules), 64, free_bytes=int(gib * GIB))
+    return plan.micro_batch, plan.accumulation, plan.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("gib", "rules", "expected"),
+    [
+        # a CPU: nothing is planned
+        (0, {"train_batch_size": 32}, (32, 1, False)),
+        # plenty, enough for half, for one, for one with checkpointing, and too little for any
+        (141, {"train_batch_size": 32}, (32, 1, False)),
+        (24, {"train_batch_size": 32}, (16, 2, False)),
+        (2.5, {"train_batch_size": 32}, (1, 32, False)),
+        (1.9, {"train_batch_size": 32}, (2, 16, True)),
+        (0.5, {"train_batch_size": 32}, (1, 32, True)),
+        # accumulation that was asked for stays
+        (24, {"train_batch_size": 32, "gradient_accumulation_steps": 2}, (16, 4, False)),
+        # checkpointing as it was asked for
+        (141, {"gradient_checkpointing": True}, (1, 1, True)),
+        (1.9, {"gradient_checkpointing": False}, (1, 1, False)),
+        # full precision takes twice as much; larger pictures take more, no dropout less
+        (3, {"mixed_precision": "no"}, (1, 1, True)),
+        (3.5, {"mixed_precision": "no"}, (1, 1, False)),
+        (3, {"resolution": 768}, (1, 1, True)),
+        (2.2, {"lora_dropout": 0}, (1, 1, False)),
+    ],
+)
+def test_the_largest_micro_batch_that_fits_and_checkpointing_only_where_none_does(
+    gib, rules, expected
+):
+    assert planned(gib, **rules) == expected
+
+
+def test_an_uneven_micro_batch_keeps_the_pictures_of_a_step():
+    rules = TrainingParameters(train_batch_size=5, num_train_epochs=1)
+    plan = make_plan(rules, 10, free_bytes=int(4.3 * GIB))
+    assert (plan.micro_batch, plan.group_size, plan.accumulation) == (2, 5, 3)
+    sizes = [len(batch) for batch in step_module.step_samples(plan, 1, 0)]
+    assert sizes == [2, 2, 1]
+
+
+def test_long_jobs_on_a_gpu_are_recorded_unless_checkpointing_or_told_otherwise():
+    def recorded(free=24 * GIB, launch="auto", **rules):
+        return make_plan(TrainingParameters(**rules), 8, free_bytes=free, launch=launch).recorded
+
+    assert recorded(max_train_steps=100)
+    assert not recorded(max_train_steps=99)
+    assert recorded(max_train_steps=99, launch="graph")
+    assert not recorded(max_train_steps=100, launch="eager")
+    assert not recorded(max_train_steps=100, launch="compile")
+    assert not recorded(max_train_steps=100, gradient_checkpointing=True)
+    assert not recorded(max_train_steps=100, free=0)
+
+
+def test_the_estimate_is_in_the_plan():
+    rules = TrainingParameters()
+    plan = make_plan(rules, 8, free_bytes=24 * GIB)
+    assert plan.estimated_bytes == needed_bytes(rules, 1, checkpointing=False)
+    assert 2.0 * GIB < plan.estimated_bytes < 2.2 * GIB
+    assert plan.free_bytes == 24 * GIB
+
+
+def test_out_of_memory_halves_the_micro_batch_then_recomputes_and_the_weights_come_out_the_same(
+    tiny_base_model, pictures, tmp_path, mocker
+):
+    def order(name):
+        rules = {"train_batch_size": 4, "lora_dropout": 0, "max_train_steps": 3}
+        return command(tiny_base_model, pictures, tmp_path / name, adam_epsilon=1e-4, **rules)
+
+    def trained(name):
+        _, trainee, lesson = build(order(name))
+        said = []
+        train(
+            trainee,
+            lesson,
+            report=said.append,
+            should_stop=lambda: None,
+            checkpoint=lambda: None,
+        )
+        return weights_of(trainee), trainee, lesson, said
+
+    expected, *_ = trained("roomy")
+    real = step_module.predict
+
+    def full(trainee, noisy, *others):
+        if len(noisy) > 1 or not trainee.unet.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trainee, noisy, *others)
+
+    mocker.patch.object(step_module, "predict", full)
+    weights, trainee, lesson, said = trained("full")
+    assert (lesson.plan.micro_batch, lesson.plan.gradient_checkpointing) == (1, True)
+    smaller = [e.fields for e in said if isinstance(e, LogEvent) and "smaller" in e.event]
+    assert [(f["micro_batch"], f["gradient_checkpointing"]) for f in smaller] == [
+        (2, False),
+        (1, False),
+        (1, True),
+    ]
+    assert trainee.step == 3
+    assert largest_difference(weights, expected) < 1e-6
+
+
+def test_the_result_says_the_plan_that_was_trained_with(
+    tiny_base_model, pictures, tmp_path, mocker
+):
+    real = step_module.predict
+
+    def full(trainee, noisy, *others):
+        if torch.is_grad_enabled() and len(noisy) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trainee, noisy, *others)
+
+    mocker.patch.object(step_module, "predict", full)
+    ended, _ = run(command(tiny_base_model, pictures, tmp_path, train_batch_size=2))
+    assert ended.metadata["train_batch_size"] == 1
+    assert ended.metadata["gradient_accumulation_steps"] == 2
+    assert ended.metadata["plan"]["micro_batch"] == 1
+
+
+def test_where_checkpointing_was_refused_the_ladder_ends_before_it(
+    tiny_base_model, pictures, tmp_path, mocker
+):
+    mocker.patch.object(
+        step_module, "predict", side_effect=torch.OutOfMemoryError("CUDA out of memory")
+    )
+    order = command(tiny_base_model, pictures, tmp_path, gradient_checkpointing=False)
+    with pytest.raises(JobError) as caught:
+        run(order)
+    assert caught.value.code is ErrorCode.GPU_OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("launch", ["recorded", "compiled"])
+def test_where_steps_cannot_be_launched_faster_one_line_says_so_and_nothing_else_changes(
+    tiny_base_model, pictures, tmp_path, mocker, launch
+):
+    """A CPU has no CUDA graphs; and a compiler may be missing anywhere."""
+    mocker.patch.object(
+        launch_module, "compile_blocks", side_effect=RuntimeError("no compiler\nat all")
+    )
+
+    def trained(folder, **change):
+        _, trainee, lesson = build(command(tiny_base_model, pictures, tmp_path / folder))
+        lesson.plan = dataclasses.replace(lesson.plan, **change)
+        said = []
+        train(
+            trainee,
+            lesson,
+            report=said.append,
+            should_stop=lambda: None,
+            checkpoint=lambda: None,
+        )
+        return weights_of(trainee), [e for e in said if isinstance(e, LogEvent)]
+
+    expected, nothing = trained("eager")
+    weights, said = trained("other", **{launch: True})
+    assert nothing == []
+    assert [event.event for event in said] == ["steps_stay_eager"]
+    assert largest_difference(weights, expected) == 0

@@ -1,0 +1,73 @@
+"""How do steps reach the device? Recorded or compiled as planned, smaller where memory is short."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+
+from worker.contract.pipe import LogEvent
+from worker.training.batch import Batch
+from worker.training.compiling import compile_blocks, forget_compiled_blocks
+from worker.training.recording import RecordedPass
+from worker.training.sampler import Sample
+from worker.training.step import Lesson, Trainee, drawn, run_pass
+
+
+def prepare_launch(trainee: Trainee, lesson: Lesson, report: Callable[[LogEvent], None]) -> None:
+    """Compile or record as planned; where it cannot be done, one log line says so.
+
+    What is tried here leaves no trace in the training: no step is made, and each pass of a step
+    sets the random state itself.
+    """
+    plan, trainee.recorded = lesson.plan, None
+    if not (plan.compiled or plan.recorded):
+        return
+    samples = [Sample(0, place, place) for place in range(plan.micro_batch)]
+    batch = drawn(lesson, samples).to(trainee.losses.device)
+
+    def run(batch: Batch, share: torch.Tensor) -> torch.Tensor:
+        return run_pass(trainee, lesson, batch, share)
+
+    too_large = None
+    try:
+        if plan.compiled:
+            compile_blocks(trainee.unet, lesson.compile_cache)
+            run(batch, torch.ones((), device=batch.indices.device))
+        if plan.recorded:
+            trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer)
+    except torch.OutOfMemoryError as error:
+        too_large = error.with_traceback(None)
+    except Exception as error:
+        # Compilers and drivers raise what they like; all of it means that steps stay eager.
+        forget_compiled_blocks(trainee.unet)
+        lesson.plan = replace(plan, compiled=False, recorded=False)
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        report(LogEvent(level="warning", event="steps_stay_eager", fields={"reason": reason}))
+    trainee.adapter.buffer.grad = None
+    if too_large is not None:
+        retreat(trainee, lesson, report, too_large)
+
+
+def retreat(
+    trainee: Trainee,
+    lesson: Lesson,
+    report: Callable[[LogEvent], None],
+    too_large: torch.OutOfMemoryError,
+) -> None:
+    """Go on with the next smaller plan; the step that did not fit is made anew.
+
+    Raises:
+        torch.OutOfMemoryError: `too_large`, where there is none.
+    """
+    smaller = lesson.plan.smaller()
+    if smaller is None:
+        raise too_large
+    trainee.recorded = trainee.adapter.buffer.grad = None
+    trainee.adapter.let_go()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    lesson.plan = smaller
+    if smaller.gradient_checkpointing:
+        trainee.unet.enable_gradient_checkpointing()
+    report(LogEvent(level="warning", event="plan_made_smaller", fields=asdict(smaller)))
+    prepare_launch(trainee, lesson, report)

@@ -1,0 +1,150 @@
+"""One optimizer step: its micro-batches drawn, passed forward and backward, and AdamW."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+
+from worker.contract.parameters import TrainingParameters
+from worker.training.batch import Batch, make_batch
+from worker.training.cache import Dataset
+from worker.training.low_rank import LowRankArithmetic
+from worker.training.objective import NoiseSchedule, sample_losses
+from worker.training.optimizer import Schedule
+from worker.training.plan import Plan
+from worker.training.recording import RecordedPass
+from worker.training.sampler import Sample, derived_seed, draw, step_samples
+
+
+@dataclass
+class Trainee:
+    """What is trained, and with what.
+
+    Attributes:
+        losses: `[total_steps]` on the device, the mean loss of each step; NaN where none is yet.
+        rates: `[total_steps]` on the device, the learning rate of each step; NaN where none is yet.
+        step: optimizer steps done, skipped ones included.
+        recorded: replays forward and backward pass, where the plan wants it and it can be had.
+    """
+
+    unet: UNet2DConditionModel
+    adapter: LowRankArithmetic
+    accelerator: Accelerator
+    optimizer: Any
+    schedule: Schedule
+    losses: torch.Tensor
+    rates: torch.Tensor = field(init=False)
+    step: int = 0
+    recorded: RecordedPass | None = None
+
+    def __post_init__(self) -> None:
+        self.rates = torch.full_like(self.losses, torch.nan, dtype=torch.float64)
+
+    @property
+    def weights(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's weights by name, fp32."""
+        return self.adapter.weights
+
+
+@dataclass
+class Lesson:
+    """What it learns from. The plan is replaced by a smaller one where memory does not suffice."""
+
+    dataset: Dataset
+    schedule: NoiseSchedule
+    prediction_type: str
+    parameters: TrainingParameters
+    plan: Plan
+    seed: int
+    compile_cache: Path | None = None
+
+
+def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
+    """One optimizer step; returns its mean loss, a scalar on the device.
+
+    Each micro-batch weighs as much as it has samples, so a shorter last group counts right and
+    4 × 1 equals 1 × 4.
+    """
+    batches = step_samples(lesson.plan, lesson.seed, trainee.step)
+    samples, device = sum(len(batch) for batch in batches), trainee.losses.device
+    loss = torch.zeros((), device=device)
+    for number, batch in enumerate(batches):
+        # Dropout draws from torch's global generator: its masks, too, come from the counters.
+        torch.manual_seed(derived_seed(lesson.seed, "dropout", trainee.step, number))
+        numbers = drawn(lesson, batch).to(device)
+        share = torch.full((), 1 / samples, device=device)
+        if trainee.recorded is not None and trainee.recorded.fits(numbers):
+            loss += trainee.recorded(numbers, share)
+        else:
+            loss += run_pass(trainee, lesson, numbers, share)
+    if lesson.parameters.max_grad_norm > 0:
+        trainee.accelerator.clip_grad_norm_(
+            [trainee.adapter.buffer], lesson.parameters.max_grad_norm
+        )
+    trainee.rates[trainee.step] = trainee.schedule.apply()
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def run_pass(trainee: Trainee, lesson: Lesson, batch: Batch, share: torch.Tensor) -> torch.Tensor:
+    """Forward and backward pass of a micro-batch on the device, each sample of it with `share`.
+
+    Returns its part of the loss; its part of the gradient is added to the buffer's.
+    """
+    part = batch_losses(trainee, lesson, batch).sum() * share
+    trainee.accelerator.backward(part)
+    return part.detach()
+
+
+def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
+    """The numbers of a micro-batch, on the CPU."""
+    rules = lesson.parameters
+    draws = [
+        draw(
+            sample,
+            seed=lesson.seed,
+            latent_shape=lesson.dataset.latent_shape,
+            timesteps=len(lesson.schedule),
+            flip=rules.random_flip,
+            caption_dropout_rate=rules.caption_dropout_rate,
+        )
+        for sample in samples
+    ]
+    return make_batch(lesson.dataset, samples, draws)
+
+
+def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor:
+    """The loss of each sample of a micro-batch, `[B]`."""
+    rules, data = lesson.parameters, lesson.dataset
+    latents, noise, timesteps = (
+        batch.latents(data),
+        batch.noise(rules.noise_offset),
+        batch.timesteps,
+    )
+    noisy = lesson.schedule.add_noise(latents, noise, timesteps)
+    prediction = predict(trainee, noisy, timesteps, batch.prompts(data))
+    target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
+    weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
+    return sample_losses(prediction, target, weights)
+
+
+def predict(
+    trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: torch.Tensor
+) -> torch.Tensor:
+    """What the UNet says of `[B, 4, h, w]` at `[B]` under `[B, 77, D]`, in the job's precision.
+
+    Only a base in full precision is autocast: one in half precision has no weight to be cast, and
+    autocast would compute its norms and their inputs in fp32.
+    """
+    dtype = trainee.unet.dtype
+    full = dtype not in (torch.float16, torch.bfloat16)
+    with trainee.accelerator.autocast() if full else nullcontext():
+        answer: torch.Tensor = trainee.unet(
+            noisy.to(dtype), timesteps, prompts.to(dtype), return_dict=False
+        )[0]
+    return answer
