@@ -3,6 +3,7 @@
 `python -m benchmarks.our_jobs SIZE FOLDER STEPS PRECISION`, started by `benchmarks.observation`.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def main() -> None:
         mark("job")
         run_job(command, shelf, this_device(), report=lambda event: None, should_stop=lambda: None)
         mark("stored")
+        gc.collect()  # as the trainer's service does
 
 
 if __name__ == "__main__":

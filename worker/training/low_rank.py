@@ -173,10 +173,18 @@ class LowRankArithmetic:
             group.__dict__.pop("b", None)
 
     def remove(self) -> None:
-        """Give the attention blocks their processors back; PEFT's layers are left to PEFT."""
+        """Give the attention blocks their processors back; PEFT's layers are left to PEFT.
+
+        Layers and groups know each other; parted, they and their tensors are freed at once.
+        """
         self._hook.remove()
         for attention, _ in self._grouped:
             attention.set_processor(attention.processor.replaced)
+        self.let_go()
+        for group in self.groups:
+            for layer in group.layers:
+                layer.__dict__.pop("forward", None)
+            group.layers = []
 
     def _gather(self, dtype: torch.dtype) -> torch.nn.Parameter:
         first = [weight for group in self.groups for weight in group.first]

@@ -1,5 +1,6 @@
 """The trainer process: jobs in on stdin, events out on the pipe, one JSON object a line."""
 
+import gc
 import os
 import queue
 import signal
@@ -59,6 +60,8 @@ class Service:
             # Free before the word is out: whoever hears it may send the next job at once.
             self._busy, self._stop = False, None
             self._say(ended)
+            # Optimizer and scaler hold each other, and with them memory of the device.
+            gc.collect()
             if self._terminated:
                 return EXIT_CHECKPOINTED
         return EXIT_CHECKPOINTED if self._terminated else 0

@@ -1,5 +1,8 @@
 """Our arithmetic of the adapter is PEFT's, and leaves nothing behind."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -109,6 +112,21 @@ def test_nothing_is_left_on_the_base_after_a_job(tiny_base_model):
     assert [name for name, _ in unet.named_modules()] == modules
     assert not unet._forward_pre_hooks
     assert not hasattr(unet, "low_rank_arithmetic")
+
+
+def test_the_buffer_is_freed_with_the_adapter_and_waits_for_no_garbage_collection(tiny_base_model):
+    """On a GPU it would hold memory that the next job was planned with."""
+    unet = load(tiny_base_model).train()
+    arithmetic = trained(unet, TrainingParameters(rank=4, target_modules="attn-mlp"))
+    unet(*inputs(torch.float32)).sample.sum().backward()
+    freed = weakref.ref(arithmetic.buffer)
+    gc.disable()
+    try:
+        remove_adapter(unet)
+        del arithmetic
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_over_a_half_precision_base_products_are_in_its_dtype_and_weights_in_fp32(tiny_base_model):
