@@ -81,8 +81,8 @@ def test_five_steps_give_the_weights_of_diffusers_script(
     tiny_base_model, pictures, tmp_path, batch
 ):
     # Grouped products round otherwise, and AdamW's first steps turn the last bit of a gradient
-    # near 0 into a whole step; in double precision its own epsilon will do.
-    epsilon = 1e-5
+    # near 0 into a whole step.
+    epsilon = 1e-4
     order = command(
         tiny_base_model,
         pictures[:4],
