@@ -16,7 +16,7 @@ from worker.training.adapter import add_adapter, remove_adapter
 from worker.training.base_model import load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes, this_device
-from worker.training.images import read_pictures
+from worker.training.images import Pictures
 from worker.training.launch import prepare_launch
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
@@ -40,9 +40,9 @@ class PeerLoop:
         location, device = order.base_model.location, this_device()
         arithmetic = arithmetic_for(order.parameters.mixed_precision, device)
         model = load_base_model(order.base_model, arithmetic, allow_hub=False)
-        pictures, _ = read_pictures(order.images, workload.resolution, "fail")
-        self._pixels = [one.pixels[None].to(device, arithmetic.base_dtype) for one in pictures]
-        self._captions = [one.file.caption for one in pictures]
+        pictures = list(Pictures(order.images, workload.resolution, "fail"))
+        self._pixels = [pixels[None].to(device, arithmetic.base_dtype) for _, pixels in pictures]
+        self._captions = [picture.file.caption for picture, _ in pictures]
         start = add_adapter(model.unet, order.parameters, SEED).weights
         self.unet, weights = reference_unet(location, order.parameters, start)
         del model.unet
@@ -105,7 +105,7 @@ class OurLoop:
         parameters, device = order.parameters, this_device()
         arithmetic = arithmetic_for(parameters.mixed_precision, device)
         model = load_base_model(order.base_model, arithmetic, allow_hub=False)
-        pictures, _ = read_pictures(order.images, workload.resolution, "fail")
+        pictures = list(Pictures(order.images, workload.resolution, "fail"))
         free = free_memory_bytes(device)
         plan = make_plan(parameters, len(pictures), free_bytes=free, launch=launch)
         self._lesson = Lesson(

@@ -14,7 +14,7 @@ from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes
-from worker.training.images import read_pictures
+from worker.training.images import Pictures
 from worker.training.job import run_job
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan, saved_bytes
@@ -43,7 +43,7 @@ def prepared(order, device, precision="bf16"):
     """Model, trainee and lesson, as a job has them before its first step."""
     rules = order.parameters
     model = BaseModelShelf().get(order.base_model, arithmetic_for(precision, device))
-    pictures, _ = read_pictures(order.images, rules.resolution, "fail")
+    pictures = list(Pictures(order.images, rules.resolution, "fail"))
     plan = make_plan(rules, len(pictures), free_bytes=free_memory_bytes(device), launch="eager")
     lesson = Lesson(
         dataset=encode(model, pictures, mirrored=False),
