@@ -165,6 +165,12 @@ class Settings(BaseSettings):
     )
     trainers_per_gpu: int = Field(1, ge=1, le=16, description="Trainer processes on one GPU.")
     trainer_max_jobs: int = Field(50, ge=1, description="A trainer is replaced after so many jobs.")
+    prefetch_seconds: float = Field(
+        30,
+        ge=0,
+        description="The next job is taken, and its pictures fetched, when the running one trains "
+        "for less than so many seconds more; 0 to wait until its trainer is free.",
+    )
     trainer_start_timeout_seconds: float = Field(
         300, gt=0, description="A trainer must be ready within so many seconds."
     )

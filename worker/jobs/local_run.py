@@ -81,7 +81,7 @@ def train_locally(
             checkpoint=record.checkpoint(),
         )
         try:
-            ended = stages.run(claimed, slot)
+            ended = stages.train(claimed, slot)
         except Interrupted as stop:
             return StoppedEvent(reason=stop.command.reason, step=0)
         finally:
