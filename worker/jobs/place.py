@@ -88,16 +88,16 @@ class Place:
         taken before the one that trains has ended.
         """
         until = time.monotonic() + _PATIENCE * self._ahead_seconds
-        while not self.begin(slot):
-            if unwanted():
-                return False
+        while not unwanted():
+            if self.begin(slot):
+                return True
             with self._condition:
                 if time.monotonic() > until:
                     self._gave_back, self._nearly_done = True, False
                     return False
                 if self._training is not None:
                     self._condition.wait(_TICK_SECONDS)
-        return True
+        return False
 
     def expect_end(self, slot: int, seconds: float) -> None:
         """The training of `slot` takes about so many more seconds."""

@@ -82,6 +82,7 @@ class StageRunner:
     time_limit_seconds: float
     step_launch: StepLaunch = "auto"
     compile_cache_dir: Path | None = None
+    trainers_per_gpu: int = 1
 
     def fetch_ahead(
         self, job: TrainingJob, folder: Path, should_stop: Callable[[], bool]
@@ -216,6 +217,7 @@ class StageRunner:
             allow_hub=self.allow_hub,
             launch=self.step_launch,
             compile_cache_dir=str(self.compile_cache_dir) if self.compile_cache_dir else None,
+            trainers_per_gpu=self.trainers_per_gpu,
         )
         asked = job.parameters.time_limit_seconds or self.time_limit_seconds
 

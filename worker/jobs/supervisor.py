@@ -16,7 +16,7 @@ from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.place import SLOTS_A_TRAINER, Place, Turn
 from worker.jobs.slots import Slot
 from worker.jobs.stopping import StopRequest
-from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
+from worker.jobs.trainer_process import TrainerSlot
 from worker.settings import Settings, SettingsError
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
 
@@ -41,9 +41,7 @@ EXIT_FORCED = 70
 class Supervisor:
     """Runs jobs and sends events until told to stop."""
 
-    def __init__(
-        self, settings: Settings, *, trainer_command: Sequence[str] = TRAINER_COMMAND
-    ) -> None:
+    def __init__(self, settings: Settings, *, trainer_command: Sequence[str] | None = None) -> None:
         """Check what can be checked without a connection. Raises `SettingsError`."""
         self._settings = settings
         self._stop = StopRequest()
@@ -83,7 +81,7 @@ class Supervisor:
             version=__version__,
             owner=self._parts.owner,
             slots=len(self._trainers),
-            gpus=self._parts.gpus,
+            gpus=[share.gpus for share in self._parts.shares],
             environment=settings.environment,
         )
         for slot in (*self._job_slots, *self._event_slots, self._control_slot):

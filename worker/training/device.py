@@ -73,16 +73,18 @@ def device_memory_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def free_memory_bytes(device: torch.device) -> int:
+def free_memory_bytes(device: torch.device, trainers: int = 1) -> int:
     """The GPU's memory that this process can still get, in bytes; 0 for a CPU.
 
-    Other trainers may have the rest. What torch has set aside and does not use counts as free.
+    Where several trainers share it, no one counts on more than its part, whoever came first. What
+    torch has set aside and does not use counts as free.
     """
     if device.type != "cuda":
         return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(free + unused)
+    free, total = torch.cuda.mem_get_info(device)
+    used = torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - used
+    return max(1, min(int(free + unused), total // trainers - used))
 
 
 def memory_report(device: torch.device) -> MemoryReport:

@@ -135,7 +135,7 @@ def _prepare(
     plan = make_plan(
         rules,
         len(pictures.good),
-        free_bytes=free_memory_bytes(arithmetic.device),
+        free_bytes=free_memory_bytes(arithmetic.device, command.trainers_per_gpu),
         launch=command.launch,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))

@@ -129,6 +129,13 @@ def test_a_waiting_job_that_is_not_wanted_any_more_lets_another_be_taken(place):
     assert place.priority(1) == -1
 
 
+def test_a_job_that_is_not_wanted_any_more_does_not_take_a_free_turn(place):
+    place.taken(0)
+    assert not place.wait(0, unwanted)
+    place.end(0)
+    train_in(place, 1)
+
+
 def test_a_job_that_waited_in_vain_is_the_last_one_taken_ahead_of_that_training(trainer):
     place = Place(trainer, ahead_seconds=0.01, changed=lambda: None)
     train_in(place, 0)
