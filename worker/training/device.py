@@ -1,5 +1,6 @@
 """What does this machine train on, and in which precision? Decided once a job, and said."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +28,10 @@ class Arithmetic:
 
 
 def this_device() -> torch.device:
-    """The first visible GPU, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The first visible GPU, or the one of this process among several, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
