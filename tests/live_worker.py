@@ -145,6 +145,13 @@ class Site:
         connection.close()
         return sizes
 
+    def listeners(self, queue: str) -> int:
+        """Consumers of a queue."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        declared = connection.channel().queue_declare(queue, passive=True)
+        connection.close()
+        return int(declared.method.consumer_count)
+
     def take(self, queue: str) -> tuple[dict[str, Any], bytes] | None:
         """Headers and body of the next message of a queue, taken off it."""
         connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))

@@ -163,8 +163,19 @@ class Settings(BaseSettings):
     compile_cache_dir: Path | None = Field(
         None, description="Folder for compiled blocks that outlives the container."
     )
-    trainers_per_gpu: int = Field(1, ge=1, le=16, description="Trainer processes on one GPU.")
+    trainers_per_gpu: int = Field(
+        1, ge=1, le=16, description="Trainers that share one GPU (or a machine without any)."
+    )
+    gpus_per_trainer: int = Field(
+        1, ge=1, le=16, description="GPUs that train one job together; they must divide evenly."
+    )
     trainer_max_jobs: int = Field(50, ge=1, description="A trainer is replaced after so many jobs.")
+    prefetch_seconds: float = Field(
+        30,
+        ge=0,
+        description="The next job is taken, and its pictures fetched, when the running one trains "
+        "for less than so many seconds more; 0 to wait until its trainer is free.",
+    )
     trainer_start_timeout_seconds: float = Field(
         300, gt=0, description="A trainer must be ready within so many seconds."
     )

@@ -23,6 +23,7 @@ from tests.faults import (
     crash_points,
     duplicates,
     failing_calls,
+    overlap,
     receivers,
     resources,
     signals,
@@ -88,6 +89,7 @@ def all_cases(points: Sequence[Point], given_broker: str | None) -> list[Case]:
         *duplicates.cases(),
         *crash_points.cases(points),
         *failing_calls.cases(points),
+        *overlap.cases(points),
     ]
 
 

@@ -45,6 +45,9 @@ class Consumer:
         declare: called with a channel on each connection, before anything is consumed, and
             again when a channel was lost.
         name: names the thread, the connection and the log lines.
+        priority: asked on the broker thread about each free slot, in every round: at which of the
+            broker's consumer priorities the slot looks for work now (0 is the usual one), or None
+            if it is to take nothing. Tell of a change with `look_again`.
         give_up_after_seconds: without a session for so long, `on_give_up` is called, once.
         on_give_up: called on the broker thread, which goes on trying.
     """
@@ -58,12 +61,14 @@ class Consumer:
         on_delivery: Callable[[Delivery], None],
         declare: Callable[[BlockingChannel], None],
         name: str,
+        priority: Callable[[int], int | None] = lambda slot: 0,
         give_up_after_seconds: float = 600.0,
         on_give_up: Callable[[], None] | None = None,
     ) -> None:
         if slots < 1 or not queues:
             raise ValueError("a consumer needs at least one slot and one queue")
         self._address, self._declare, self._name = address, declare, name
+        self._priority = priority
         self._give_up_after, self._on_give_up = give_up_after_seconds, on_give_up
         self._slots = [
             SlotChannel(
@@ -132,6 +137,10 @@ class Consumer:
         """
         fresh = time.monotonic() - self._seen_alive_at < self._address.heartbeat_seconds
         return fresh and self._slots[delivery.slot].generation == delivery.generation
+
+    def look_again(self) -> None:
+        """What the slots may take has changed: ask for each of them now. Returns at once."""
+        self._wake()
 
     def free(self, slot: int) -> None:
         """The slot takes its next message. What it holds unsettled goes back to its queue."""
@@ -244,7 +253,8 @@ class Consumer:
         if connection is None:
             return False
         for slot in self._slots:
-            slot.tend(connection, accepting=self._accepting)
+            free = self._accepting and not slot.busy
+            slot.tend(connection, priority=self._priority(slot.index) if free else None)
         return True
 
     def _after_session(self, reason: str) -> None:

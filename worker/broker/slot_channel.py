@@ -73,19 +73,23 @@ class SlotChannel:
 
     # --- what the consumer's loop calls
 
-    def tend(self, connection: BlockingConnection, *, accepting: bool) -> None:
+    def tend(self, connection: BlockingConnection, *, priority: int | None) -> None:
         """One round: see whether the channel lives, take what arrived, look for work.
 
         A channel that died is left behind here, and another opened after a short wait.
+
+        Args:
+            connection: the one that stands.
+            priority: at which the slot begins to listen if it is free; None: it takes nothing.
         """
         try:
             self._check()
             if self.busy:
                 return
-            if not accepting:
+            if priority is None:
                 self._rest()
             elif self._channel is not None or time.monotonic() >= self._open_again_at:
-                self._seek(self._channel or self._open(connection))
+                self._seek(self._channel or self._open(connection), priority)
         except pika.exceptions.AMQPChannelError as error:
             self._lose(why(error))
 
@@ -171,7 +175,7 @@ class SlotChannel:
 
     # --- messages
 
-    def _seek(self, channel: BlockingChannel) -> None:
+    def _seek(self, channel: BlockingChannel, priority: int) -> None:
         if not self._arrived and not self._listening:
             for queue in self._queues[:-1]:
                 method, properties, body = channel.basic_get(queue)
@@ -179,11 +183,16 @@ class SlotChannel:
                     self._arrived.append(_Arrival(queue, method, properties, body))
                     break
             else:
-                self._listen(channel)
+                self._listen(channel, priority)
         if self._arrived:
             self._accept(channel)
 
-    def _listen(self, channel: BlockingChannel) -> None:
+    def _listen(self, channel: BlockingChannel, priority: int) -> None:
+        """Listen to all queues.
+
+        The priority stays until a message has come: canceling a consumer gives back what is on
+        its way, and marks it as redelivered.
+        """
         for queue in self._queues:
 
             def arrived(
@@ -198,7 +207,8 @@ class SlotChannel:
             # A tag is used once: brokers remember canceled consumers that still hold a message.
             tag = f"{self._name}.{self.index}.{self.generation}.{next(self._tags)}"
             self._listening.append(tag)
-            channel.basic_consume(queue, arrived, consumer_tag=tag)
+            arguments = {"x-priority": priority} if priority else None
+            channel.basic_consume(queue, arrived, consumer_tag=tag, arguments=arguments)
 
     def _accept(self, channel: BlockingChannel) -> None:
         """Keep the arrival of the earliest queue and give the others back."""

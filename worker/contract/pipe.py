@@ -40,7 +40,10 @@ class ImageFile(_Line):
 
 
 class TrainCommand(_Line):
-    """Train this. All paths are local; the trainer has no credentials and needs none."""
+    """Train this. All paths are local; the trainer has no credentials and needs none.
+
+    `trainers_per_gpu` share each GPU's memory.
+    """
 
     type: Literal["train"] = "train"
     job_id: str
@@ -56,6 +59,7 @@ class TrainCommand(_Line):
     allow_hub: bool = False
     launch: StepLaunch = "auto"
     compile_cache_dir: str | None = None
+    trainers_per_gpu: int = 1
 
 
 class StopCommand(_Line):

@@ -18,13 +18,13 @@ from worker.contract.events import ENDPOINTS, ProgressBody, idempotency_key
 from worker.jobs.attempt import AttemptRules, Attempts
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.control import RunningJobs
-from worker.jobs.devices import visible_gpus
+from worker.jobs.devices import Share, shares, visible_gpus
 from worker.jobs.intake import Intake
 from worker.jobs.outbox import Outbox, OutboxSender
 from worker.jobs.record import JobRecord
 from worker.jobs.runner import JobRunner
 from worker.jobs.stages import StageRunner
-from worker.jobs.trainer_process import TrainerSlot
+from worker.jobs.trainer_process import TrainerSlot, trainer_command
 from worker.settings import Settings, SettingsError
 from worker.storage.images import ImageFetcher
 from worker.storage.s3 import S3Store
@@ -44,12 +44,12 @@ class Parts:
 
     Attributes:
         owner: this worker's name in leases and dead letters.
-        gpus: as `CUDA_VISIBLE_DEVICES` names them; none on a machine without one.
+        shares: what of the machine each trainer has.
     """
 
     settings: Settings
     owner: str
-    gpus: list[str]
+    shares: list[Share]
     catalogue: dict[str, BaseModelEntry]
     store: S3Store
     allow_list: WebhookAllowList
@@ -101,7 +101,7 @@ def assemble(settings: Settings) -> Parts:
     return Parts(
         settings=settings,
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
-        gpus=_gpus(settings),
+        shares=trainer_shares(settings),
         catalogue=catalogue_of(settings),
         store=_named("S3_ENDPOINT_URL", lambda: s3_store(settings)),
         allow_list=allow_list,
@@ -165,6 +165,7 @@ def job_runner(parts: Parts, *, running: RunningJobs, stopping: Callable[[], boo
                 time_limit_seconds=settings.job_time_limit_seconds,
                 step_launch=settings.step_launch,
                 compile_cache_dir=settings.compile_cache_dir,
+                trainers_per_gpu=settings.trainers_per_gpu,
             ),
             running=running,
             send_progress=parts.send_progress,
@@ -189,25 +190,24 @@ def outbox_sender(parts: Parts) -> OutboxSender:
     return OutboxSender(parts.client, parts.publisher, parts.topology, parts.record, schedule)
 
 
-def trainer_slots(parts: Parts, command: Sequence[str]) -> list[TrainerSlot]:
-    """`TRAINERS_PER_GPU` slots for each GPU; one slot on a machine without any."""
+def trainer_slots(parts: Parts, command: Sequence[str] | None) -> list[TrainerSlot]:
+    """The places for trainers; nothing is started yet."""
     settings = parts.settings
-    places: list[str | None] = [
-        gpu for gpu in parts.gpus for _ in range(settings.trainers_per_gpu)
-    ] or [None]
-    return [trainer_slot(settings, gpu, settings.trainer_max_jobs, command) for gpu in places]
+    return [
+        trainer_slot(settings, share, settings.trainer_max_jobs, command) for share in parts.shares
+    ]
 
 
 def trainer_slot(
-    settings: Settings, gpu: str | None, max_jobs: int, command: Sequence[str]
+    settings: Settings, share: Share, max_jobs: int, command: Sequence[str] | None
 ) -> TrainerSlot:
     """One place for a trainer; nothing is started yet."""
     return TrainerSlot(
-        gpu=gpu,
+        share=share,
         allow_hub=settings.allow_model_hub,
         max_jobs=max_jobs,
         start_timeout_seconds=settings.trainer_start_timeout_seconds,
-        command=command,
+        command=command or trainer_command(share.processes),
     )
 
 
@@ -250,7 +250,8 @@ def catalogue_of(settings: Settings) -> dict[str, BaseModelEntry]:
     return catalogue
 
 
-def _gpus(settings: Settings) -> list[str]:
+def trainer_shares(settings: Settings) -> list[Share]:
+    """How this machine is divided among trainers. Raises `SettingsError`."""
     gpus = visible_gpus(settings.cuda_visible_devices)
     if not gpus and settings.environment == "production":
         raise SettingsError(
@@ -258,7 +259,14 @@ def _gpus(settings: Settings) -> list[str]:
         )
     if not gpus:
         log.warning("no_gpu", device="cpu", note="training on the CPU is for trying things out")
-    return gpus
+    try:
+        return shares(
+            gpus,
+            trainers_per_gpu=settings.trainers_per_gpu,
+            gpus_per_trainer=settings.gpus_per_trainer,
+        )
+    except ValueError as error:
+        raise SettingsError([str(error)]) from None
 
 
 def _check_webhook_base(settings: Settings, allow_list: WebhookAllowList) -> None:

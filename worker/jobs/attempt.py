@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ from worker.jobs.control import RunningJobs
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Order
 from worker.jobs.lease_keeper import LeaseKeeper
+from worker.jobs.place import Turn
 from worker.jobs.progress import ProgressReporter
 from worker.jobs.record import LastError, Lease, LostLease, Result
 from worker.jobs.stages import Claimed, Interrupted, StageRunner
-from worker.jobs.trainer_process import TrainerSlot
+from worker.storage.images import FetchedImage
 from worker.storage.store import StoredObject
 
 log = structlog.get_logger()
@@ -84,9 +85,10 @@ class Attempts:
         lease: Lease,
         previous: StoredObject | None,
         held: HeldDelivery,
-        slot: TrainerSlot,
+        turn: Turn,
+        fetched: Sequence[FetchedImage] | None = None,
     ) -> Ended | None:
-        """Claim the job and work on it.
+        """Claim the job and work on it; the turn, which is ours, ends with its training.
 
         Returns how it ended, or None where that is not ours to say: the message is then dealt
         with already (parked, given back, or waiting for its next attempt).
@@ -107,9 +109,9 @@ class Attempts:
             term_seconds=self.rules.lease_term_seconds,
         )
         self.running.add(order.job.job_id, keeper.canceled)
-        attempt = _Attempt(self, order, lease, keeper, held, slot)
+        attempt = _Attempt(self, order, lease, keeper, held, turn)
         try:
-            result = attempt.work()
+            result = attempt.work(fetched)
         finally:
             self.running.remove(order.job.job_id)
             quiet = attempt.silence()
@@ -133,16 +135,16 @@ class _Attempt:
         lease: Lease,
         keeper: LeaseKeeper,
         held: HeldDelivery,
-        slot: TrainerSlot,
+        turn: Turn,
     ) -> None:
         self._room, self._order, self._lease = room, order, lease
-        self._keeper, self._held, self._slot = keeper, held, slot
+        self._keeper, self._held, self._turn = keeper, held, turn
         self._progress = self._start_progress()
 
-    def work(self) -> Result | None:
+    def work(self, fetched: Sequence[FetchedImage] | None) -> Result | None:
         """Run the stages; the result, or None where the job goes on elsewhere or later."""
         stage_seconds: dict[str, float] = {}
-        with _job_folder(self._room.rules.work_dir) as folder:
+        with job_folder(self._room.rules.work_dir) as folder:
             claimed = Claimed(
                 job=self._order.job,
                 epoch=self._lease.epoch,
@@ -152,16 +154,15 @@ class _Attempt:
                 on_event=self._on_event,
                 should_stop=self._should_stop,
                 checkpoint=self._order.record.checkpoint() if self._lease.epoch > 1 else None,
+                fetched=fetched,
                 stage_seconds=stage_seconds,
             )
             try:
-                ended = self._room.stages.run(claimed, self._slot)
+                ended = self._train_and_store(claimed)
             except Interrupted as stop:
                 ended = StoppedEvent(reason=stop.command.reason, step=0)
             except JobError as error:
                 return None if self._keeper.lost.is_set() else self._after_error(error)
-            finally:
-                self._slot.recycle()
         if self._keeper.lost.is_set():
             return None
         if isinstance(ended, FinishedEvent):
@@ -174,6 +175,17 @@ class _Attempt:
                 self._room.rules.bucket,
             )
         return self._after_stop(ended)
+
+    def _train_and_store(self, claimed: Claimed) -> FinishedEvent | StoppedEvent:
+        stages = self._room.stages
+        try:
+            ended = stages.train(claimed, self._turn.trainer)
+        finally:
+            # The next job trains while this one's files are stored.
+            self._turn.end()
+        if isinstance(ended, FinishedEvent):
+            stages.store_files(claimed, ended)
+        return ended
 
     def silence(self) -> bool:
         """No further progress; whether none is on its way either."""
@@ -222,6 +234,8 @@ class _Attempt:
         return StopCommand(reason="drain") if self._room.stopping() else None
 
     def _on_event(self, event: StageEvent | StepEvent) -> None:
+        if isinstance(event, StepEvent):
+            self._turn.expect_end(event.estimated_seconds)
         if self._progress is None:
             return
         if isinstance(event, StageEvent):
@@ -263,7 +277,7 @@ def _accept(order: Order, lease: Lease, etag: str) -> tuple[Lease, str]:
 
 
 @contextmanager
-def _job_folder(work_dir: Path) -> Iterator[Path]:
+def job_folder(work_dir: Path) -> Iterator[Path]:
     """A folder of the job's own, gone with it."""
     work_dir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="job-", dir=work_dir))

@@ -26,6 +26,10 @@ class Settles(Protocol):
         """Give back to the queue."""
         ...
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether nobody else can have it."""
+        ...
+
 
 class HeldDelivery:
     """A delivery that is settled exactly once, whoever comes first.
@@ -84,6 +88,10 @@ class HeldDelivery:
     def park(self) -> None:
         """Move to the parking queue. Raises `PublishFailed`."""
         self.move(self._topology.parked)
+
+    def is_lost(self) -> bool:
+        """Whether somebody else may have the message: handed over, or its channel is gone."""
+        return self._settled or not self._consumer.holds(self.delivery)
 
     def close(self) -> None:
         """No hand-over any more."""

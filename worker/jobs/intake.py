@@ -28,6 +28,7 @@ class Order:
         record: its objects in the store.
         ignored_fields: names in the message that the contract does not know.
         sent_at: seconds since the epoch, by its sender's clock; None if nothing says it.
+        nameless: its message has no id, so that another delivery of it may be read otherwise.
     """
 
     job: TrainingJob
@@ -37,6 +38,7 @@ class Order:
     record: JobRecord
     ignored_fields: tuple[str, ...]
     sent_at: float | None
+    nameless: bool
 
     def failed(self, epoch: int, code: ErrorCode, message: str) -> Result:
         """The result of this job if it fails."""
@@ -90,6 +92,7 @@ class Intake:
             record=self._record(job.job_id),
             ignored_fields=parsed.ignored_fields,
             sent_at=parsed.created_at.timestamp() if parsed.created_at else delivery.timestamp,
+            nameless=parsed.id_is_digest,
         )
 
     def refusal(self, error: InvalidJob, body: bytes) -> tuple[str, Result | None]:

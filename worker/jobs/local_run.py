@@ -9,11 +9,9 @@ from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, InvalidJob, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
-from worker.jobs.assembly import image_fetcher, s3_store, trainer_slot
-from worker.jobs.devices import visible_gpus
+from worker.jobs.assembly import image_fetcher, s3_store, trainer_shares, trainer_slot
 from worker.jobs.record import JobRecord
 from worker.jobs.stages import Claimed, Interrupted, StageRunner
-from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.settings import Settings
 from worker.storage.local import LocalStore
 
@@ -40,7 +38,7 @@ def train_locally(
     *,
     on_event: Callable[[StageEvent | StepEvent], None],
     should_stop: Callable[[], StopCommand | None],
-    trainer_command: Sequence[str] = TRAINER_COMMAND,
+    trainer_command: Sequence[str] | None = None,
 ) -> FinishedEvent | StoppedEvent:
     """Train `job` and leave its files in `output`.
 
@@ -58,8 +56,7 @@ def train_locally(
     output.mkdir(parents=True, exist_ok=True)
     store = LocalStore(output / _STATE_FOLDER, buckets=[_BUCKET])
     record = JobRecord(store, _BUCKET, job.job_id)
-    gpus = visible_gpus(settings.cuda_visible_devices)
-    slot = trainer_slot(settings, gpus[0] if gpus else None, 1, trainer_command)
+    slot = trainer_slot(settings, trainer_shares(settings)[0], 1, trainer_command)
     stages = StageRunner(
         store=store,
         fetcher=image_fetcher(settings, s3_store(settings), allow_files=True),
@@ -81,7 +78,7 @@ def train_locally(
             checkpoint=record.checkpoint(),
         )
         try:
-            ended = stages.run(claimed, slot)
+            ended = stages.train(claimed, slot)
         except Interrupted as stop:
             return StoppedEvent(reason=stop.command.reason, step=0)
         finally:

@@ -1,7 +1,7 @@
 """One delivery's way through the worker: read it, ask the store, decide, do it, settle it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -9,7 +9,7 @@ from worker.broker.publisher import PublishFailed
 from worker.broker.topology import Topology
 from worker.contract.errors import ErrorCode, InvalidJob
 from worker.contract.events import ProgressBody
-from worker.jobs.attempt import Attempts
+from worker.jobs.attempt import Attempts, Ended, job_folder
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.decide import (
     Claim,
@@ -23,8 +23,9 @@ from worker.jobs.decide import (
 )
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Intake, Order
+from worker.jobs.place import Turn
 from worker.jobs.record import JobRecord, Lease, Result
-from worker.jobs.trainer_process import TrainerSlot
+from worker.storage.images import FetchedImage
 from worker.storage.store import StorageError, StoredObject
 
 log = structlog.get_logger()
@@ -46,10 +47,10 @@ class JobRunner:
         self._owner, self._intake, self._attempts = owner, intake, attempts
         self._conclusion, self._topology, self._record = conclusion, topology, record
 
-    def handle(self, held: HeldDelivery, slot: TrainerSlot) -> None:
+    def handle(self, held: HeldDelivery, turn: Turn) -> None:
         """Deal with one delivery. Never raises: what fails is tried again later."""
         try:
-            self._handle(held, slot)
+            self._handle(held, turn)
         except (StorageError, PublishFailed) as error:
             log.warning("job_put_off", reason=str(error))
             self._put_off(held)
@@ -57,9 +58,10 @@ class JobRunner:
             log.exception("job_handling_failed")
             self._put_off(held)
         finally:
+            turn.end()
             held.close()
 
-    def _handle(self, held: HeldDelivery, slot: TrainerSlot) -> None:
+    def _handle(self, held: HeldDelivery, turn: Turn) -> None:
         try:
             order = self._intake.read(held.delivery)
         except InvalidJob as error:
@@ -71,9 +73,15 @@ class JobRunner:
         ):
             if order.ignored_fields:
                 log.info("message_fields_ignored", fields=list(order.ignored_fields))
-            self._act(order, held, slot)
+            self._act(order, held, turn)
 
-    def _act(self, order: Order, held: HeldDelivery, slot: TrainerSlot) -> None:
+    def _act(
+        self,
+        order: Order,
+        held: HeldDelivery,
+        turn: Turn,
+        fetched: Sequence[FetchedImage] | None = None,
+    ) -> None:
         found, previous = look(order.record)
         rules = self._attempts.rules
         action = decide(
@@ -100,20 +108,40 @@ class JobRunner:
                 self._end(order.canceled(epoch), order.record, held)
             case GiveUp(epoch, code, message):
                 self._end(order.failed(epoch, code, message), order.record, held)
+            case Claim() if turn.begin():
+                lease = self._lease(order, action, found)
+                ended = self._attempts.run(order, lease, previous, held, turn, fetched)
+                if ended is not None:
+                    self._after_attempt(ended, order, held)
             case Claim():
-                self._train(order, action, found, previous, held, slot)
+                self._wait_for_turn(order, held, turn)
 
-    def _train(
-        self,
-        order: Order,
-        claim: Claim,
-        found: Snapshot,
-        previous: StoredObject | None,
-        held: HeldDelivery,
-        slot: TrainerSlot,
-    ) -> None:
+    def _wait_for_turn(self, order: Order, held: HeldDelivery, turn: Turn) -> None:
+        """The trainer is busy: fetch the pictures meanwhile. Nothing is claimed before the turn.
+
+        A job that is not ours leaves no trace, so whoever gets its message next begins with it.
+        """
+        if order.nameless:
+            # The copy carries the id: given back without one it might be taken for an earlier run.
+            held.move(self._topology.resume)
+            return
+
+        def unwanted() -> bool:
+            return self._attempts.stopping() or held.is_lost()
+
+        rules, stages = self._attempts.rules, self._attempts.stages
+        with job_folder(rules.work_dir) as folder:
+            fetched = stages.fetch_ahead(order.job, folder, unwanted)
+            log.info("job_waits_for_trainer", pictures_fetched=fetched is not None)
+            if turn.wait(unwanted):
+                self._act(order, held, turn, fetched)
+            else:
+                log.info("job_given_back")
+                held.requeue()
+
+    def _lease(self, order: Order, claim: Claim, found: Snapshot) -> Lease:
         before = found.lease
-        lease = Lease(
+        return Lease(
             owner=self._owner,
             epoch=claim.epoch,
             fingerprint=order.fingerprint,
@@ -122,9 +150,8 @@ class JobRunner:
             percent=before.percent if before else 0,
             accepted_at=before.accepted_at if before else 0.0,
         )
-        ended = self._attempts.run(order, lease, previous, held, slot)
-        if ended is None:
-            return
+
+    def _after_attempt(self, ended: Ended, order: Order, held: HeldDelivery) -> None:
         if ended.quiet:
             self._end(ended.result, order.record, held, ended.last_progress)
             return

@@ -1,9 +1,12 @@
-"""What happens to a claimed job, in order: preparing, downloading, training, uploading."""
+"""What happens to a claimed job, in order: preparing, downloading, training, uploading.
+
+Only training needs a trainer.
+"""
 
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +31,7 @@ from worker.contract.pipe import (
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
 from worker.jobs.trainer_process import TrainerSlot
-from worker.storage.images import ImageFetcher, ImageProblem
+from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
 from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
 
 log = structlog.get_logger()
@@ -46,6 +49,7 @@ class Claimed:
         should_stop: looked at between and in stages.
         checkpoint: the newest checkpoint's pointer and its etag, moved on as checkpoints are
             stored.
+        fetched: its pictures, if they were fetched before it was ours.
     """
 
     job: TrainingJob
@@ -56,6 +60,7 @@ class Claimed:
     on_event: Callable[[StageEvent | StepEvent], None]
     should_stop: Callable[[], StopCommand | None]
     checkpoint: tuple[CheckpointPointer, str] | None
+    fetched: Sequence[FetchedImage] | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -77,26 +82,45 @@ class StageRunner:
     time_limit_seconds: float
     step_launch: StepLaunch = "auto"
     compile_cache_dir: Path | None = None
+    trainers_per_gpu: int = 1
 
-    def run(self, claimed: Claimed, slot: TrainerSlot) -> FinishedEvent | StoppedEvent:
-        """All stages up to the stored files; the caller commits.
+    def fetch_ahead(
+        self, job: TrainingJob, folder: Path, should_stop: Callable[[], bool]
+    ) -> Sequence[FetchedImage] | None:
+        """The pictures of a job that is not ours yet; None unless all of them are here.
+
+        What went wrong is not judged: it is tried again, and said, when the job is ours.
+        """
+        try:
+            found = self._fetch(job, folder, should_stop)
+        except OSError as error:
+            log.info("pictures_not_fetched_ahead", reason=str(error))
+            return None
+        pictures = [image for image in found if not isinstance(image, ImageProblem)]
+        return pictures if len(pictures) == len(job.images) else None
+
+    def train(self, claimed: Claimed, slot: TrainerSlot) -> FinishedEvent | StoppedEvent:
+        """All stages up to the files of the trained adapter, which lie in the job's folder.
 
         Raises:
             JobError: the job cannot go on. Interrupted: it was told to stop.
-            LostLease: another worker owns it.
         """
         with stage("preparing", claimed):
             self._prepare(claimed)
         with stage("downloading", claimed):
             images = self._download(claimed)
             resume_from = self._download_checkpoint(claimed)
-        ended = self._train(claimed, slot, images, resume_from)
-        if isinstance(ended, FinishedEvent):
-            # What is trained is stored, even by a worker that drains.
-            claimed = replace(claimed, should_stop=_unless_drained(claimed.should_stop))
-            with stage("uploading", claimed):
-                self._upload(claimed, ended)
-        return ended
+        return self._train(claimed, slot, images, resume_from)
+
+    def store_files(self, claimed: Claimed, finished: FinishedEvent) -> None:
+        """Upload what was trained, even by a worker that drains; the caller commits.
+
+        Raises:
+            JobError: it cannot be stored. Interrupted: the job was canceled.
+        """
+        claimed = replace(claimed, should_stop=_unless_drained(claimed.should_stop))
+        with stage("uploading", claimed):
+            self._upload(claimed, finished)
 
     def _prepare(self, claimed: Claimed) -> None:
         for name in ("images", "checkpoints", "outputs"):
@@ -112,10 +136,8 @@ class StageRunner:
 
     def _download(self, claimed: Claimed) -> list[ImageFile]:
         job = claimed.job
-        found = self.fetcher.fetch(
-            [(image.url, image.caption) for image in job.images],
-            claimed.folder / "images",
-            should_stop=lambda: claimed.should_stop() is not None,
+        found = claimed.fetched or self._fetch(
+            job, claimed.folder / "images", lambda: claimed.should_stop() is not None
         )
         _stop_here(claimed)
         problems = [item for item in found if isinstance(item, ImageProblem)]
@@ -139,6 +161,12 @@ class StageRunner:
             for image in found
             if not isinstance(image, ImageProblem)
         ]
+
+    def _fetch(
+        self, job: TrainingJob, folder: Path, should_stop: Callable[[], bool]
+    ) -> Sequence[FetchedImage | ImageProblem]:
+        wanted = [(image.url, image.caption) for image in job.images]
+        return self.fetcher.fetch(wanted, folder, should_stop=should_stop)
 
     def _download_checkpoint(self, claimed: Claimed) -> str | None:
         while claimed.checkpoint is not None:
@@ -189,6 +217,7 @@ class StageRunner:
             allow_hub=self.allow_hub,
             launch=self.step_launch,
             compile_cache_dir=str(self.compile_cache_dir) if self.compile_cache_dir else None,
+            trainers_per_gpu=self.trainers_per_gpu,
         )
         asked = job.parameters.time_limit_seconds or self.time_limit_seconds
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel
@@ -13,9 +13,10 @@ from worker.broker.topology import declare_control_queue
 from worker.jobs.assembly import assemble, job_runner, outbox_sender, trainer_slots
 from worker.jobs.control import ControlListener, RunningJobs
 from worker.jobs.held_delivery import HeldDelivery
+from worker.jobs.place import SLOTS_A_TRAINER, Place, Turn
 from worker.jobs.slots import Slot
 from worker.jobs.stopping import StopRequest
-from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerSlot
+from worker.jobs.trainer_process import TrainerSlot
 from worker.settings import Settings, SettingsError
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
 
@@ -40,9 +41,7 @@ EXIT_FORCED = 70
 class Supervisor:
     """Runs jobs and sends events until told to stop."""
 
-    def __init__(
-        self, settings: Settings, *, trainer_command: Sequence[str] = TRAINER_COMMAND
-    ) -> None:
+    def __init__(self, settings: Settings, *, trainer_command: Sequence[str] | None = None) -> None:
         """Check what can be checked without a connection. Raises `SettingsError`."""
         self._settings = settings
         self._stop = StopRequest()
@@ -52,11 +51,23 @@ class Supervisor:
         self._runner = job_runner(self._parts, running=self._running, stopping=self._stop)
         self._sender = outbox_sender(self._parts)
         self._trainers = trainer_slots(self._parts, trainer_command)
-        self._job_slots = [self._job_slot(i, trainer) for i, trainer in enumerate(self._trainers)]
+        self._places = [self._place(trainer) for trainer in self._trainers]
+        self._job_slots = [self._job_slot(i) for i in range(len(self._places) * SLOTS_A_TRAINER)]
         self._event_slots = [self._event_slot(index) for index in range(_EVENT_SLOTS)]
         topology = self._parts.topology
-        self._jobs = self._consumer("jobs", [topology.resume, topology.main], self._job_slots)
-        self._events = self._consumer("events", [topology.events], self._event_slots)
+        self._jobs = self._consumer(
+            "jobs",
+            [topology.resume, topology.main],
+            slots=len(self._job_slots),
+            deliver=self._deliver_job,
+            priority=lambda slot: self._place_of(slot).priority(slot),
+        )
+        self._events = self._consumer(
+            "events",
+            [topology.events],
+            slots=len(self._event_slots),
+            deliver=lambda delivery: self._event_slots[delivery.slot].deliver(delivery),
+        )
         self._control_slot = self._listening_slot()
         self._control = self._control_consumer()
 
@@ -70,7 +81,7 @@ class Supervisor:
             version=__version__,
             owner=self._parts.owner,
             slots=len(self._trainers),
-            gpus=self._parts.gpus,
+            gpus=[share.gpus for share in self._parts.shares],
             environment=settings.environment,
         )
         for slot in (*self._job_slots, *self._event_slots, self._control_slot):
@@ -142,7 +153,23 @@ class Supervisor:
 
     # --- building
 
-    def _job_slot(self, index: int, trainer: TrainerSlot) -> Slot:
+    def _place(self, trainer: TrainerSlot) -> Place:
+        return Place(
+            trainer,
+            ahead_seconds=self._settings.prefetch_seconds,
+            changed=lambda: self._jobs.look_again(),
+        )
+
+    def _place_of(self, slot: int) -> Place:
+        return self._places[slot // SLOTS_A_TRAINER]
+
+    def _deliver_job(self, delivery: Delivery) -> None:
+        self._place_of(delivery.slot).taken(delivery.slot)
+        self._job_slots[delivery.slot].deliver(delivery)
+
+    def _job_slot(self, index: int) -> Slot:
+        place = self._place_of(index)
+
         def handle(delivery: Delivery) -> None:
             held = HeldDelivery(
                 delivery,
@@ -151,15 +178,15 @@ class Supervisor:
                 topology=self._parts.topology,
                 hand_over_after_seconds=self._settings.handover_after_seconds,
             )
-            self._runner.handle(held, trainer)
+            self._runner.handle(held, Turn(place, index))
 
         return Slot(
             index,
             name="job",
             handle=handle,
             free=lambda i: self._jobs.free(i),
-            begin=trainer.warm_up,
-            end=trainer.close,
+            begin=place.open,
+            end=place.close,
         )
 
     def _event_slot(self, index: int) -> Slot:
@@ -202,14 +229,23 @@ class Supervisor:
             give_up_after_seconds=self._settings.rabbitmq_give_up_seconds,
         )
 
-    def _consumer(self, name: str, queues: list[str], slots: list[Slot]) -> Consumer:
+    def _consumer(
+        self,
+        name: str,
+        queues: list[str],
+        *,
+        slots: int,
+        deliver: Callable[[Delivery], None],
+        priority: Callable[[int], int | None] = lambda slot: 0,
+    ) -> Consumer:
         return Consumer(
             self._parts.address,
             queues=queues,
-            slots=len(slots),
-            on_delivery=lambda delivery: slots[delivery.slot].deliver(delivery),
+            slots=slots,
+            on_delivery=deliver,
             declare=self._parts.topology.declare,
             name=name,
+            priority=priority,
             give_up_after_seconds=self._settings.rabbitmq_give_up_seconds,
             on_give_up=self._give_up,
         )

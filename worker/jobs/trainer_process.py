@@ -25,12 +25,19 @@ from worker.contract.pipe import (
     TrainCommand,
     parse_event,
 )
+from worker.jobs.devices import Share
 from worker.jobs.step_watch import LEAST_SECONDS, StepWatch
 
 log = structlog.get_logger()
 
 #: What a trainer is started with; a test passes a stand-in that speaks the same protocol.
 TRAINER_COMMAND = (sys.executable, "-m", "worker.training")
+
+#: A trainer of several processes, one a GPU: the same program, started by Accelerate.
+_LAUNCHER = (
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
 
 #: Environment that a trainer may see. All else, credentials first, stays with the supervisor.
 _PASSED_NAMES = frozenset(
@@ -66,18 +73,32 @@ class TrainerDied(JobError):  # noqa: N818 - what happened, in one word
         )
 
 
+def trainer_command(processes: int) -> tuple[str, ...]:
+    """What starts a trainer of so many processes."""
+    if processes == 1:
+        return TRAINER_COMMAND
+    return (*_LAUNCHER, "--num_processes", str(processes), "--module", "worker.training")
+
+
 def trainer_environment(
-    environment: Mapping[str, str], *, gpu: str | None, allow_hub: bool
+    environment: Mapping[str, str], *, share: Share, allow_hub: bool
 ) -> dict[str, str]:
-    """What of `environment` a trainer sees: no credentials, one GPU, the hub only if allowed."""
+    """What of `environment` a trainer sees: no credentials, its GPUs, the hub only if allowed.
+
+    What it says of threads and of CUDA's multi-process service (`CUDA_MPS_…`) is passed on.
+    """
     passed = {
         name: value
         for name, value in environment.items()
         if (name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES))
         and name not in _WITHHELD_NAMES
     }
-    if gpu is not None:
-        passed["CUDA_VISIBLE_DEVICES"] = gpu
+    if share.gpus is not None:
+        passed["CUDA_VISIBLE_DEVICES"] = share.gpus
+    elif share.processes > 1:
+        passed["ACCELERATE_USE_CPU"] = "true"
+    if share.threads is not None:
+        passed.setdefault("OMP_NUM_THREADS", str(share.threads))
     if not allow_hub:
         passed["HF_HUB_OFFLINE"] = "1"
     # Same results in every run, where CUDA's matrix library asks for it.
@@ -289,13 +310,13 @@ class TrainerSlot:
     def __init__(
         self,
         *,
-        gpu: str | None,
+        share: Share,
         allow_hub: bool,
         max_jobs: int,
         start_timeout_seconds: float,
         command: Sequence[str] = TRAINER_COMMAND,
     ) -> None:
-        self._environment = trainer_environment(os.environ, gpu=gpu, allow_hub=allow_hub)
+        self._environment = trainer_environment(os.environ, share=share, allow_hub=allow_hub)
         self._max_jobs = max_jobs
         self._start_timeout_seconds = start_timeout_seconds
         self._command = command

@@ -1,5 +1,6 @@
 """What does this machine train on, and in which precision? Decided once a job, and said."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +28,10 @@ class Arithmetic:
 
 
 def this_device() -> torch.device:
-    """The first visible GPU, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The first visible GPU, or the one of this process among several, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
@@ -73,16 +76,18 @@ def device_memory_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def free_memory_bytes(device: torch.device) -> int:
+def free_memory_bytes(device: torch.device, trainers: int = 1) -> int:
     """The GPU's memory that this process can still get, in bytes; 0 for a CPU.
 
-    Other trainers may have the rest. What torch has set aside and does not use counts as free.
+    Where several trainers share it, no one counts on more than its part, whoever came first. What
+    torch has set aside and does not use counts as free.
     """
     if device.type != "cuda":
         return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(free + unused)
+    free, total = torch.cuda.mem_get_info(device)
+    used = torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - used
+    return max(1, min(int(free + unused), total // trainers - used))
 
 
 def memory_report(device: torch.device) -> MemoryReport:

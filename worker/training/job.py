@@ -35,6 +35,7 @@ from worker.training.export import export_adapter, verify_adapter
 from worker.training.images import Pictures
 from worker.training.loop import StopReason
 from worker.training.plan import make_plan
+from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
 from worker.training.step import Lesson, Trainee
@@ -59,15 +60,19 @@ def run_job(
     *,
     report: Report,
     should_stop: ShouldStop,
-) -> FinishedEvent | StoppedEvent:
+    ranks: Ranks = ALONE,
+) -> FinishedEvent | StoppedEvent | None:
     """Train, export and verify one job.
+
+    Returns how it ended; None in a process that is not the first, after its last step.
 
     Args:
         command: the job.
         shelf: where the base model is kept from job to job.
         device: what to train on.
         report: told of everything in between.
-        should_stop: looked at between pictures and between steps.
+        should_stop: looked at between pictures and between steps; the same in all processes.
+        ranks: who else trains this job.
 
     Raises:
         JobError: what the sender can be told.
@@ -81,12 +86,14 @@ def run_job(
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
             model = shelf.get(command.base_model, arithmetic)
-            pictures, lesson = _prepare(command, model, report, should_stop)
+            pictures, lesson = _prepare(command, model, report, should_stop, ranks)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
-            training = Training(command, model, lesson, report)
+            training = Training(command, model, lesson, report, ranks)
             resumed = training.resume()
             if reason := training.run(should_stop):
                 return training.stopped(reason)
+            if not ranks.is_first:
+                return None
             before, after = fixed_losses(training.trainee, lesson)
         with _stage("exporting", report, device, clock):
             metadata = job_metadata(
@@ -116,7 +123,11 @@ def run_job(
 
 
 def _prepare(
-    command: TrainCommand, model: LoadedBaseModel, report: Report, should_stop: ShouldStop
+    command: TrainCommand,
+    model: LoadedBaseModel,
+    report: Report,
+    should_stop: ShouldStop,
+    ranks: Ranks,
 ) -> tuple[Pictures, Lesson]:
     """Read and encode the pictures, plan the training; says what is not as it was asked for."""
     rules, arithmetic = command.parameters, model.arithmetic
@@ -132,11 +143,13 @@ def _prepare(
     )
     dataset = encode(model, pictures, mirrored=rules.random_flip)
     _warn(pictures, report)
+    free_bytes = free_memory_bytes(arithmetic.device, command.trainers_per_gpu)
     plan = make_plan(
         rules,
         len(pictures.good),
-        free_bytes=free_memory_bytes(arithmetic.device),
+        free_bytes=ranks.least(free_bytes),
         launch=command.launch,
+        processes=ranks.count,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
     return pictures, Lesson(

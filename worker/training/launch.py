@@ -30,11 +30,12 @@ def prepare_launch(trainee: Trainee, lesson: Lesson, report: Callable[[LogEvent]
 
     too_large = None
     try:
-        if plan.compiled:
-            compile_blocks(trainee.unet, lesson.compile_cache)
-            run(batch, torch.ones((), device=batch.indices.device))
-        if plan.recorded:
-            trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer)
+        with trainee.ranks.together():
+            if plan.compiled:
+                compile_blocks(trainee.unet, lesson.compile_cache)
+                run(batch, torch.ones((), device=batch.indices.device))
+            if plan.recorded:
+                trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer)
     except torch.OutOfMemoryError as error:
         too_large = error.with_traceback(None)
     except Exception as error:

@@ -35,7 +35,8 @@ def train(
     Args:
         trainee: changed in place, one whole optimizer step at a time.
         lesson: the data and the rules.
-        report: told about once a second, and after the last step.
+        report: told about once a second, and after the last step; of several processes, by the
+            first alone.
         should_stop: looked at before each step.
         checkpoint: called every `checkpoint_seconds`.
 
@@ -63,6 +64,8 @@ def train(
             continue
         trainee.step += 1
         now = time.monotonic()
+        if not trainee.ranks.is_first:
+            continue  # what a clock decides is the first one's to say
         if now - reported_at >= REPORT_SECONDS or trainee.step == total:
             loss = check_finite(trainee, reported)
             now = time.monotonic()  # reading the loss waited for the device

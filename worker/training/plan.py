@@ -79,7 +79,12 @@ class Plan:
 
 
 def make_plan(
-    parameters: TrainingParameters, pictures: int, *, free_bytes: int, launch: StepLaunch = "auto"
+    parameters: TrainingParameters,
+    pictures: int,
+    *,
+    free_bytes: int,
+    launch: StepLaunch = "auto",
+    processes: int = 1,
 ) -> Plan:
     """Plan a job on `pictures` usable pictures.
 
@@ -89,6 +94,7 @@ def make_plan(
         free_bytes: the GPU's memory that is free beside the base model; 0 for a CPU, where memory
             is not planned.
         launch: how steps are launched; `auto` records long enough jobs on a GPU.
+        processes: how many share the micro-batches of a step.
 
     Raises:
         JobError: `INVALID_JOB`, the batch is larger than the number of pictures.
@@ -103,8 +109,8 @@ def make_plan(
     group = batch * parameters.gradient_accumulation_steps
     per_epoch = math.ceil(pictures / group)
     total = parameters.max_train_steps or per_epoch * parameters.num_train_epochs
-    micro_batch, checkpointing = _fitting(parameters, free_bytes)
-    passes = total * math.ceil(group / micro_batch)
+    micro_batch, checkpointing = _fitting(parameters, math.ceil(batch / processes), free_bytes)
+    passes = total * math.ceil(group / micro_batch / processes)
     worth = launch == "graph" or (launch == "auto" and passes >= _WORTH_RECORDING)
     return Plan(
         pictures=pictures,
@@ -149,14 +155,13 @@ def saved_bytes(
     return int(saved * _GIB) * (2 if full_precision else 1)
 
 
-def _fitting(parameters: TrainingParameters, free_bytes: int) -> tuple[int, bool]:
-    """Micro-batch and checkpointing: the first that fits, or the least that can be asked for.
+def _fitting(parameters: TrainingParameters, batch: int, free_bytes: int) -> tuple[int, bool]:
+    """Micro-batch of at most `batch`, and checkpointing: the first that fits, or the least.
 
     A smaller micro-batch comes before checkpointing, which costs a third more arithmetic.
     """
     asked = parameters.gradient_checkpointing
     choices = (False, True) if asked == "auto" else (asked,)
-    batch = parameters.train_batch_size
     if not free_bytes:
         return batch, choices[0]
     for checkpointing in choices:

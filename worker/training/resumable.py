@@ -18,6 +18,7 @@ from worker.training.checkpoint import (
 from worker.training.environment import environment
 from worker.training.loop import StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
+from worker.training.ranks import ALONE, Ranks
 from worker.training.step import Lesson, Trainee
 
 
@@ -30,6 +31,7 @@ class Training:
         model: LoadedBaseModel,
         lesson: Lesson,
         report: Callable[[Event], None],
+        ranks: Ranks = ALONE,
     ) -> None:
         """Put a fresh adapter on the model, with its optimizer and schedule."""
         self._command, self._lesson, self._report = command, lesson, report
@@ -47,6 +49,7 @@ class Training:
             optimizer=optimizer,
             schedule=new_schedule(optimizer, rules, plan.total_steps),
             losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
+            ranks=ranks,
         )
         self._belongs_to = fingerprint(
             rules,
@@ -62,6 +65,8 @@ class Training:
         """What a checkpoint must fit: the job, and exactly, what rounding depends on."""
         plan = self._lesson.plan
         rounding = {"micro-batch": str(plan.micro_batch), "compiled": str(plan.compiled)}
+        if self.trainee.ranks.count > 1:
+            rounding["number of processes"] = str(self.trainee.ranks.count)
         return {"belongs_to": self._belongs_to, "made_in": self._made_in | rounding}
 
     def resume(self) -> dict[str, Any]:
@@ -96,7 +101,8 @@ class Training:
 
     def stopped(self, reason: StopReason) -> StoppedEvent:
         """What is said of a job that was stopped; a drained one leaves a checkpoint."""
-        path = self._checkpoint() if reason == "drain" else None
+        leave = reason == "drain" and self.trainee.ranks.is_first
+        path = self._checkpoint() if leave else None
         return StoppedEvent(
             reason=reason, step=self.trainee.step, checkpoint=str(path) if path else None
         )

@@ -1,4 +1,7 @@
-"""The trainer process: jobs in on stdin, events out on the pipe, one JSON object a line."""
+"""The trainer process: jobs in on stdin, events out on the pipe, one JSON object a line.
+
+Of a trainer with several processes the first one serves; the others follow.
+"""
 
 import gc
 import os
@@ -6,6 +9,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from types import FrameType
 from typing import BinaryIO, NoReturn
@@ -27,14 +31,21 @@ from worker.training.base_model import BaseModelShelf
 from worker.training.device import device_memory_bytes, device_name, this_device
 from worker.training.job import run_job
 from worker.training.loop import StopReason
+from worker.training.ranks import Ranks, join
 from worker.training.result import versions
+
+#: What the first process says to the others in place of a job when it ends.
+_NO_MORE = "no more"
+
+#: How long the first process has to say what was wrong before another one's end is its own.
+_LAST_WORDS_SECONDS = 5.0
 
 
 class Service:
     """Reads commands on a thread of its own, trains on the main one."""
 
-    def __init__(self, commands: BinaryIO, events: BinaryIO) -> None:
-        self._commands, self._events = commands, events
+    def __init__(self, commands: BinaryIO, events: BinaryIO, ranks: Ranks) -> None:
+        self._commands, self._events, self._ranks = commands, events, ranks
         self._jobs: queue.SimpleQueue[TrainCommand | None] = queue.SimpleQueue()
         self._stop: StopReason | None = None
         self._busy = False
@@ -63,7 +74,8 @@ class Service:
             # Optimizer and scaler hold each other, and with them memory of the device.
             gc.collect()
             if self._terminated:
-                return EXIT_CHECKPOINTED
+                break
+        self._ranks.from_first(_NO_MORE)
         return EXIT_CHECKPOINTED if self._terminated else 0
 
     def terminate(self, _number: int, _frame: FrameType | None) -> None:
@@ -74,14 +86,18 @@ class Service:
 
     def _train(self, command: TrainCommand, shelf: BaseModelShelf) -> Event:
         shelf.allow_hub = command.allow_hub
+        self._ranks.from_first(command)
         try:
-            return run_job(
+            ended = run_job(
                 command,
                 shelf,
                 this_device(),
                 report=self._say,
-                should_stop=lambda: self._stop,
+                should_stop=lambda: self._ranks.from_first(self._stop),
+                ranks=self._ranks,
             )
+            assert ended is not None  # noqa: S101 - this is the first process
+            return ended
         except JobError as error:
             return FailedEvent(
                 code=error.code,
@@ -128,9 +144,42 @@ class Service:
             self._events.flush()
 
 
+def follow(ranks: Ranks) -> NoReturn:
+    """Make the steps of the first process's jobs with it, until it has no more; then end.
+
+    What ends a job here ends it there as well, and is said there. Where it does not, our end is
+    the trainer's, and the job is tried again.
+    """
+    # A terminal's Ctrl-C is for the supervisor.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    shelf = BaseModelShelf()
+    while (word := ranks.from_first(None)) != _NO_MORE:
+        if not isinstance(word, TrainCommand):
+            continue  # whether to stop, asked after our last step
+        shelf.allow_hub = word.allow_hub
+        try:
+            run_job(
+                word,
+                shelf,
+                this_device(),
+                report=lambda event: None,
+                should_stop=lambda: ranks.from_first(None),
+                ranks=ranks,
+            )
+        except Exception:
+            traceback.print_exc()
+            time.sleep(_LAST_WORDS_SECONDS)
+            os._exit(1)
+        gc.collect()
+    os._exit(0)
+
+
 def serve(commands: BinaryIO, events: BinaryIO) -> NoReturn:
     """Serve the process that started us, then end."""
-    service = Service(commands, events)
+    ranks = join()
+    if not ranks.is_first:
+        follow(ranks)
+    service = Service(commands, events, ranks)
     signal.signal(signal.SIGTERM, service.terminate)
     # A terminal's Ctrl-C is for the supervisor, which tells us what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

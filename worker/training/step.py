@@ -16,6 +16,7 @@ from worker.training.low_rank import LowRankArithmetic
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
+from worker.training.ranks import ALONE, Ranks
 from worker.training.recording import RecordedPass
 from worker.training.sampler import Sample, derived_seed, draw, step_samples
 
@@ -29,6 +30,7 @@ class Trainee:
         rates: `[total_steps]` on the device, the learning rate of each step; NaN where none is yet.
         step: optimizer steps done, skipped ones included.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
+        ranks: who else trains the same adapter.
     """
 
     unet: UNet2DConditionModel
@@ -40,6 +42,7 @@ class Trainee:
     rates: torch.Tensor = field(init=False)
     step: int = 0
     recorded: RecordedPass | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.rates = torch.full_like(self.losses, torch.nan, dtype=torch.float64)
@@ -72,15 +75,17 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     batches = step_samples(lesson.plan, lesson.seed, trainee.step)
     samples, device = sum(len(batch) for batch in batches), trainee.losses.device
     loss = torch.zeros((), device=device)
-    for number, batch in enumerate(batches):
-        # Dropout draws from torch's global generator: its masks, too, come from the counters.
-        torch.manual_seed(derived_seed(lesson.seed, "dropout", trainee.step, number))
-        numbers = drawn(lesson, batch).to(device)
-        share = torch.full((), 1 / samples, device=device)
-        if trainee.recorded is not None and trainee.recorded.fits(numbers):
-            loss += trainee.recorded(numbers, share)
-        else:
-            loss += run_pass(trainee, lesson, numbers, share)
+    with trainee.ranks.together():
+        for number, batch in trainee.ranks.share(batches):
+            # Dropout draws from torch's global generator: its masks, too, come from the counters.
+            torch.manual_seed(derived_seed(lesson.seed, "dropout", trainee.step, number))
+            numbers = drawn(lesson, batch).to(device)
+            share = torch.full((), 1 / samples, device=device)
+            if trainee.recorded is not None and trainee.recorded.fits(numbers):
+                loss += trainee.recorded(numbers, share)
+            else:
+                loss += run_pass(trainee, lesson, numbers, share)
+    loss = trainee.ranks.add_up(trainee.adapter.buffer, loss)
     if lesson.parameters.max_grad_norm > 0:
         trainee.accelerator.clip_grad_norm_(
             [trainee.adapter.buffer], lesson.parameters.max_grad_norm

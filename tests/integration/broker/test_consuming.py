@@ -57,6 +57,38 @@ def test_a_message_handed_over_early_does_not_bring_another_until_the_slot_is_fr
     assert worker.next().body == b"next"
 
 
+def test_a_slot_that_may_take_nothing_listens_to_nothing_until_it_may(backend, receiver):
+    allowed = []
+    worker = receiver(slots=2, priority=lambda slot: 0 if slot in allowed else None)
+    backend.publish(b"first", b"second")
+    assert worker.nothing_within(1.0)
+    assert backend.ready() == 2
+    allowed.append(1)
+    worker.consumer.look_again()
+    assert worker.next().slot == 1
+    assert worker.nothing_within(0.5)
+    assert backend.ready() == 1
+
+
+def test_who_looks_ahead_gets_a_message_only_if_nobody_idle_can_take_it(backend, receiver):
+    backend.publish()
+    ahead, idle = receiver(priority=lambda slot: -1), receiver()
+
+    def consumers():
+        declared = backend.call(lambda c: c.queue_declare("model_training", passive=True))
+        return declared.method.consumer_count
+
+    eventually(lambda: consumers() == 2)
+    for number in range(3):
+        backend.publish(b"job %d" % number)
+        taken = idle.next()
+        if number < 2:
+            idle.finish(taken)
+            eventually(lambda: consumers() == 2)
+    backend.publish(b"one more")
+    assert ahead.next().body == b"one more"
+
+
 def test_a_job_that_lost_its_worker_goes_before_the_backlog(backend, receiver, topology):
     worker = receiver()
     backend.publish(b"running", b"backlog", b"backlog")

@@ -32,7 +32,7 @@ def slot(channel: MagicMock, taken: list[Delivery]) -> SlotChannel:
         on_delivery=taken.append,
         declare_again=lambda _connection: None,
     )
-    slot.tend(MagicMock(channel=lambda: channel), accepting=True)
+    slot.tend(MagicMock(channel=lambda: channel), priority=0)
     return slot
 
 
@@ -59,10 +59,10 @@ def test_consumers_ask_for_nothing_that_some_versions_ignore_and_others_refuse(
 ):
     assert slot.settle(taken[0], "ack")
     slot.free()
-    slot.tend(MagicMock(), accepting=True)
+    slot.tend(MagicMock(), priority=0)
     calls: list[Any] = channel.basic_consume.call_args_list
     assert [call.args[0] for call in calls] == ["first", "second"]
-    assert all("arguments" not in call.kwargs for call in calls)
+    assert all(call.kwargs.get("arguments") is None for call in calls)
     assert len({call.kwargs["consumer_tag"] for call in calls}) == 2
 
 
@@ -78,14 +78,14 @@ def test_of_two_messages_at_once_the_earlier_queues_is_kept_and_the_other_given_
 ):
     slot.settle(taken.pop(), "ack")
     slot.free()
-    slot.tend(MagicMock(), accepting=True)
+    slot.tend(MagicMock(), priority=0)
     first, second = (call.args[1] for call in channel.basic_consume.call_args_list)
     second(channel, Basic.Deliver(delivery_tag=8), BasicProperties(), b"backlog")
     first(channel, Basic.Deliver(delivery_tag=9), BasicProperties(), b"resumed")
     said = MagicMock()
     said.attach_mock(channel.basic_cancel, "cancel")
     said.attach_mock(channel.basic_nack, "nack")
-    slot.tend(MagicMock(), accepting=True)
+    slot.tend(MagicMock(), priority=0)
     assert [delivery.body for delivery in taken] == [b"resumed"]
     # Given back only once nothing listens: it would come straight back otherwise.
     assert [name for name, *_ in said.mock_calls] == ["cancel", "cancel", "nack"]

@@ -97,6 +97,14 @@ def claimed(store, tmp_path, should_stop=lambda: None, images=("a.jpg",)):
     )
 
 
+def run(stages, job, slot):
+    """All stages, as an attempt runs them."""
+    ended = stages.train(job, slot)
+    if isinstance(ended, FinishedEvent):
+        stages.store_files(job, ended)
+    return ended
+
+
 def outputs(store, job):
     return [url.key for url in store.list(job.record.keys.output_prefix(1))]
 
@@ -104,7 +112,7 @@ def outputs(store, job):
 def test_a_trained_adapter_is_stored_even_while_the_worker_drains(stages, store, tmp_path):
     told = Told("drain")
     job = claimed(store, tmp_path, told)
-    assert isinstance(stages.run(job, FinishingSlot(tmp_path, told.now.set)), FinishedEvent)
+    assert isinstance(run(stages, job, FinishingSlot(tmp_path, told.now.set)), FinishedEvent)
     assert outputs(store, job) == ["jobs/j/output/000001/lora_weights.safetensors"]
 
 
@@ -112,7 +120,7 @@ def test_a_canceled_job_uploads_nothing(stages, store, tmp_path):
     told = Told("cancel")
     job = claimed(store, tmp_path, told)
     with pytest.raises(Interrupted):
-        stages.run(job, FinishingSlot(tmp_path, told.now.set))
+        run(stages, job, FinishingSlot(tmp_path, told.now.set))
     assert outputs(store, job) == []
 
 
@@ -120,7 +128,7 @@ def test_a_draining_worker_begins_nothing(stages, store, tmp_path):
     told = Told("drain")
     told.now.set()
     with pytest.raises(Interrupted):
-        stages.run(claimed(store, tmp_path, told), FinishingSlot(tmp_path))
+        run(stages, claimed(store, tmp_path, told), FinishingSlot(tmp_path))
 
 
 def test_a_file_that_changes_on_the_way_is_not_stored_as_good(stages, store, tmp_path, mocker):
@@ -129,7 +137,7 @@ def test_a_file_that_changes_on_the_way_is_not_stored_as_good(stages, store, tmp
         tmp_path, lambda: (tmp_path / "lora_weights.safetensors").write_bytes(b"changed")
     )
     with pytest.raises(JobError) as caught:
-        stages.run(job, slot)
+        run(stages, job, slot)
     assert caught.value.code is ErrorCode.UPLOAD_FAILED
     assert caught.value.transient
 
@@ -137,7 +145,7 @@ def test_a_file_that_changes_on_the_way_is_not_stored_as_good(stages, store, tmp
 def test_a_full_disk_is_said_with_its_numbers(stages, store, tmp_path, mocker):
     mocker.patch("worker.jobs.stages.shutil.disk_usage", return_value=mocker.Mock(free=2**20))
     with pytest.raises(JobError, match="1 MiB free and needs 512") as caught:
-        stages.run(claimed(store, tmp_path), FinishingSlot(tmp_path))
+        run(stages, claimed(store, tmp_path), FinishingSlot(tmp_path))
     assert caught.value.transient
 
 
@@ -160,7 +168,7 @@ def test_a_checkpoint_that_a_slow_owner_replaced_meanwhile_is_looked_up_again(
     job.record.point_to(newer, job.checkpoint[1])
     store.delete(ObjectUrl.parse(gone.url))
     slot = FinishingSlot(tmp_path)
-    stages.run(job, slot)
+    run(stages, job, slot)
     assert slot.resumed == b"step 4"
 
 
@@ -170,5 +178,28 @@ def test_a_checkpoint_that_is_nowhere_costs_the_steps_and_not_the_job(stages, st
     job.checkpoint = (gone, job.record.point_to(gone, None))
     store.delete(ObjectUrl.parse(gone.url))
     slot = FinishingSlot(tmp_path)
-    stages.run(job, slot)
+    run(stages, job, slot)
     assert slot.resumed is None
+
+
+def test_pictures_that_were_fetched_ahead_are_not_fetched_again(stages, store, tmp_path, mocker):
+    job = claimed(store, tmp_path)
+    ahead = tmp_path / "ahead"
+    ahead.mkdir()
+    job.fetched = stages.fetch_ahead(job.job, ahead, lambda: False)
+    fetch = mocker.spy(stages.fetcher, "fetch")
+    assert isinstance(run(stages, job, FinishingSlot(tmp_path)), FinishedEvent)
+    assert fetch.call_count == 0
+
+
+def test_a_picture_that_cannot_be_fetched_ahead_is_judged_when_the_job_is_ours(
+    stages, store, tmp_path
+):
+    job = claimed(store, tmp_path, images=("a.jpg", "b.jpg"))
+    (tmp_path / "b.jpg").unlink()
+    ahead = tmp_path / "ahead"
+    ahead.mkdir()
+    job.fetched = stages.fetch_ahead(job.job, ahead, lambda: False)
+    assert job.fetched is None
+    with pytest.raises(JobError, match=r"b\.jpg"):
+        run(stages, job, FinishingSlot(tmp_path))

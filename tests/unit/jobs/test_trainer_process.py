@@ -9,6 +9,7 @@ import pytest
 from tests import standin_trainer as standin
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, StepEvent, StopCommand, StoppedEvent, TrainCommand
+from worker.jobs.devices import Share
 from worker.jobs.trainer_process import (
     TrainerDied,
     TrainerProcess,
@@ -23,7 +24,7 @@ STANDIN = (sys.executable, "-m", "tests.standin_trainer")
 def slot(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     slot = TrainerSlot(
-        gpu=None, allow_hub=False, max_jobs=2, start_timeout_seconds=30, command=STANDIN
+        share=Share(None), allow_hub=False, max_jobs=2, start_timeout_seconds=30, command=STANDIN
     )
     yield slot
     slot.kill()
@@ -169,7 +170,7 @@ def test_a_trainer_sees_no_credentials():
             "HF_HOME": "/cache",
             "WEBHOOK_SIGNING_SECRET": "w",
         },
-        gpu="1",
+        share=Share("1"),
         allow_hub=False,
     )
     assert {name for name in seen if not name.startswith(("CUBLAS", "PYTHON"))} == {
@@ -180,3 +181,23 @@ def test_a_trainer_sees_no_credentials():
         "HF_HUB_OFFLINE",
     }
     assert seen["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_trainers_of_one_gpu_may_share_it_through_cudas_own_service():
+    mps = {"CUDA_MPS_PIPE_DIRECTORY": "/mps", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50"}
+    seen = trainer_environment(mps, share=Share("0", trainers=2), allow_hub=False)
+    assert mps.items() <= seen.items()
+
+
+def test_trainers_of_a_machine_without_a_gpu_divide_its_cores(mocker):
+    mocker.patch("os.sched_getaffinity", return_value=set(range(8)))
+
+    def threads(share, **environment):
+        return trainer_environment(environment, share=share, allow_hub=False).get("OMP_NUM_THREADS")
+
+    assert threads(Share(None)) is None
+    assert threads(Share(None, trainers=3)) == "2"
+    assert threads(Share(None, processes=2)) == "4"
+    assert threads(Share(None, trainers=16)) == "1"
+    assert threads(Share(None, trainers=2), OMP_NUM_THREADS="3") == "3"
+    assert threads(Share("0", trainers=2)) is None

@@ -10,6 +10,7 @@ import pytest
 from tests.faults.failpoints import Fault
 from tests.unit.training.builders import command
 from worker.contract.pipe import FinishedEvent
+from worker.jobs.devices import Share
 from worker.jobs.trainer_process import TrainerDied, TrainerProcess, trainer_environment
 
 #: How often a job of two pictures and three steps passes each point, with a checkpoint after every
@@ -24,7 +25,7 @@ PASSAGES = {
 
 def train(order, folder: Path, fault: Fault | None = None):
     trainer = TrainerProcess(
-        trainer_environment(os.environ, gpu=None, allow_hub=False),
+        trainer_environment(os.environ, share=Share(None), allow_hub=False),
         command=(
             *(sys.executable, "-m", "tests.faults.real_trainer"),
             *("--checkpoint-seconds", "0", str(folder), fault.text() if fault else ""),

@@ -17,12 +17,13 @@ from worker.contract.pipe import (
     StepEvent,
     StoppedEvent,
 )
+from worker.jobs.devices import Share
 from worker.jobs.trainer_process import TrainerProcess, trainer_environment
 
 
 @pytest.fixture
 def trainer():
-    process = TrainerProcess(trainer_environment(os.environ, gpu=None, allow_hub=False))
+    process = TrainerProcess(trainer_environment(os.environ, share=Share(None), allow_hub=False))
     process.wait_ready(120)
     yield process
     process.kill()
