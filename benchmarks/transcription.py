@@ -1,6 +1,6 @@
 """diffusers' script where it is not at hand: its loop as the parity test has it, as a program.
 
-`python -m benchmarks.transcription SIZE FOLDER STEPS PRECISION`; `benchmarks.observation` starts it.
+`python -m benchmarks.transcription SIZE FOLDER STEPS PRECISION`, as `benchmarks.observation` does.
 """
 
 import sys

@@ -7,6 +7,8 @@ import torch
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.training.base_model import LoadedBaseModel
+from worker.training.conditioning import Conditioning, encode_conditioning
+from worker.training.families.family import Framing
 from worker.training.images import Picture
 
 
@@ -18,15 +20,15 @@ class Dataset:
         mean, std: the VAE's posterior, unscaled, `[N, V, 4, R/8, R/8]`; V is 2 with mirrored
             pictures, else 1.
         scaling_factor: applied once, where a latent is taken.
-        embeddings: `[C + 1, 77, D]`; the last one is the empty prompt's.
-        captions: index of each picture's embedding.
+        conditioning: what the UNet is told of captions and pictures.
+        captions: index of each picture's caption in it; the last one there is the empty prompt.
         sha256: of each picture's file.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     scaling_factor: float
-    embeddings: torch.Tensor
+    conditioning: Conditioning
     captions: tuple[int, ...]
     sha256: tuple[str, ...]
 
@@ -48,7 +50,7 @@ class Dataset:
 
     def embedding_of(self, picture: int, *, dropped: bool) -> int:
         """Index of the embedding of a picture's caption, or of the empty prompt's."""
-        return len(self.embeddings) - 1 if dropped else self.captions[picture]
+        return len(self.conditioning.states) - 1 if dropped else self.captions[picture]
 
 
 @torch.no_grad()
@@ -65,16 +67,23 @@ def encode(
     Raises:
         JobError: `INVALID_IMAGE`, the encoder gave no finite numbers for a picture.
     """
-    encoded, posteriors = [], []
+    encoded, posteriors, side = [], [], 0
     for picture, pixels in pictures:
         encoded.append(picture)
+        side = pixels.shape[-1]
         posteriors.append(_posterior(model, picture, pixels, mirrored=mirrored))
     captions = list(dict.fromkeys(picture.file.caption for picture in encoded))
     return Dataset(
         mean=torch.stack([mean for mean, _ in posteriors]),
         std=torch.stack([std for _, std in posteriors]),
         scaling_factor=float(model.vae.config.scaling_factor),
-        embeddings=torch.cat([_embedding(model, caption) for caption in [*captions, ""]]),
+        conditioning=encode_conditioning(
+            model.family,
+            model.text_encoders,
+            captions,
+            [[_framing(picture, side)] * (2 if mirrored else 1) for picture in encoded],
+            model.arithmetic.device,
+        ),
         captions=tuple(captions.index(picture.file.caption) for picture in encoded),
         sha256=tuple(picture.sha256 for picture in encoded),
     )
@@ -99,14 +108,15 @@ def _posterior(
     return torch.stack(means), torch.stack(stds)
 
 
-def _embedding(model: LoadedBaseModel, caption: str) -> torch.Tensor:
-    tokens = model.tokenizer(
-        caption,
-        # The text encoder's own limit: a tokenizer whose files do not say it has none.
-        max_length=model.text_encoder.config.max_position_embeddings,
-        padding="max_length",
-        truncation=True,
-        return_tensors="pt",
+def _framing(picture: Picture, side: int) -> Framing:
+    """The middle square of a picture, after its smaller side was made `side` pixels long.
+
+    Rounded as torchvision and diffusers' training script for Stable Diffusion XL do. The mirror
+    image has the same: its middle is the same distance away.
+    """
+    shorter = min(picture.width, picture.height)
+    top, left = (
+        round((int(side * length / shorter) - side) / 2)
+        for length in (picture.height, picture.width)
     )
-    hidden: torch.Tensor = model.text_encoder(tokens.input_ids.to(model.arithmetic.device))[0]
-    return hidden
+    return Framing((picture.height, picture.width), (top, left), (side, side))

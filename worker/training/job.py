@@ -135,6 +135,7 @@ def _prepare(
     plan = make_plan(
         rules,
         len(pictures.good),
+        memory=model.family.memory,
         free_bytes=free_memory_bytes(arithmetic.device),
         launch=command.launch,
     )
