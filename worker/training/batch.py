@@ -19,7 +19,7 @@ class Batch:
     """The numbers of B samples.
 
     Attributes:
-        indices: `[4, B]`, int64: picture, variant, caption, timestep.
+        indices: `[4, B]`, int64: picture, variant, embedding, timestep.
         normal: `[B, 2 * n + c]`, fp32: two fields of `shape` and one number a channel, flat.
         shape: a latent's, `[c, h, w]`, with n elements.
     """
@@ -49,7 +49,7 @@ class Batch:
 
     def conditions(self, data: Dataset) -> Conditions:
         """What the UNet is told beside the noisy latents."""
-        return data.conditioning.of(self.indices[0], self.indices[1], self.indices[2])
+        return data.told(self.indices[0], self.indices[1], self.indices[2])
 
     def noise(self, offset_strength: float) -> torch.Tensor:
         """Noise `[B, c, h, w]`, with an offset a channel if there is to be one."""

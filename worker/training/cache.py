@@ -7,8 +7,8 @@ import torch
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.training.base_model import LoadedBaseModel
-from worker.training.conditioning import Conditioning, encode_conditioning
-from worker.training.families.family import Framing
+from worker.training.conditioning import Captions, Conditions, encode_captions, time_ids
+from worker.training.families.family import Shown
 from worker.training.images import Picture
 
 
@@ -20,17 +20,19 @@ class Dataset:
         mean, std: the VAE's posterior, unscaled, `[N, V, 4, R/8, R/8]`; V is 2 with mirrored
             pictures, else 1.
         scaling_factor: applied once, where a latent is taken.
-        conditioning: what the UNet is told of captions and pictures.
-        captions: index of each picture's caption in it; the last one there is the empty prompt.
+        embeddings: of the captions; the last one is the empty prompt's.
+        captions: index of each picture's caption in `embeddings`.
         sha256: of each picture's file.
+        time_ids: what the UNet is told of sizes, `[N, V, 6]`, where the family has that.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     scaling_factor: float
-    conditioning: Conditioning
+    embeddings: Captions
     captions: tuple[int, ...]
     sha256: tuple[str, ...]
+    time_ids: torch.Tensor | None = None
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -48,9 +50,16 @@ class Dataset:
         """The posterior's mean of one picture as it is, `[4, R/8, R/8]`."""
         return self.mean[picture, 0] * self.scaling_factor
 
+    def told(
+        self, pictures: torch.Tensor, variants: torch.Tensor, captions: torch.Tensor
+    ) -> Conditions:
+        """What the UNet is told with the latents of B samples, beside the timestep."""
+        ids = None if self.time_ids is None else self.time_ids[pictures, variants]
+        return self.embeddings.told(captions, ids)
+
     def embedding_of(self, picture: int, *, dropped: bool) -> int:
         """Index of the embedding of a picture's caption, or of the empty prompt's."""
-        return len(self.conditioning.states) - 1 if dropped else self.captions[picture]
+        return len(self.embeddings) - 1 if dropped else self.captions[picture]
 
 
 @torch.no_grad()
@@ -77,15 +86,14 @@ def encode(
         mean=torch.stack([mean for mean, _ in posteriors]),
         std=torch.stack([std for _, std in posteriors]),
         scaling_factor=float(model.vae.config.scaling_factor),
-        conditioning=encode_conditioning(
-            model.family,
-            model.text_encoders,
-            captions,
-            [[_framing(picture, side)] * (2 if mirrored else 1) for picture in encoded],
-            model.arithmetic.device,
-        ),
+        embeddings=encode_captions(model.family, model.text_encoders, captions),
         captions=tuple(captions.index(picture.file.caption) for picture in encoded),
         sha256=tuple(picture.sha256 for picture in encoded),
+        time_ids=time_ids(
+            model.family,
+            [[_shown(picture, side)] * (2 if mirrored else 1) for picture in encoded],
+            model.arithmetic.device,
+        ),
     )
 
 
@@ -108,7 +116,7 @@ def _posterior(
     return torch.stack(means), torch.stack(stds)
 
 
-def _framing(picture: Picture, side: int) -> Framing:
+def _shown(picture: Picture, side: int) -> Shown:
     """The middle square of a picture, after its smaller side was made `side` pixels long.
 
     Rounded as torchvision and diffusers' training script for Stable Diffusion XL do. The mirror
@@ -119,4 +127,4 @@ def _framing(picture: Picture, side: int) -> Framing:
         round((int(side * length / shorter) - side) / 2)
         for length in (picture.height, picture.width)
     )
-    return Framing((picture.height, picture.width), (top, left), (side, side))
+    return Shown((picture.height, picture.width), (top, left), (side, side))

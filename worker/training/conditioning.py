@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from worker.training.families.family import Family, Framing, TextEncoder
+from worker.training.families.family import Family, Shown, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Conditions:
 
     Attributes:
         states: `[B, 77, D]`, what it attends to.
-        pooled: `[B, P]`, the captions as a whole. time_ids: `[B, 6]`, the framing. Both for a
-            family whose UNet asks for them.
+        pooled: `[B, P]`, the captions as a whole. time_ids: `[B, 6]`, the pictures' sizes. Both
+            for a family whose UNet asks for them.
     """
 
     states: torch.Tensor
@@ -33,10 +33,7 @@ class Conditions:
         )
 
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The UNet's arguments, in its dtype.
-
-        Time ids stay as they are: half precision has not all whole numbers of a picture's size.
-        """
+        """The UNet's arguments, in its dtype; time ids stay as they are."""
         arguments: dict[str, Any] = {"encoder_hidden_states": self.states.to(dtype)}
         if self.pooled is not None:
             added = {"text_embeds": self.pooled.to(dtype), "time_ids": self.time_ids}
@@ -45,55 +42,47 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What there is to tell, kept on the device.
+class Captions:
+    """Captions as the UNet is given them, kept on the device.
 
     Attributes:
-        states: `[C + 1, 77, D]`, of each caption; the last one is the empty prompt's.
-        pooled: `[C + 1, P]`, likewise. time_ids: `[N, V, 6]`, of each picture's variants. Both for
-            a family whose UNet asks for them.
+        states: `[C + 1, 77, D]`; the last one is the empty prompt's.
+        pooled: `[C + 1, P]`, likewise, for a family whose UNet asks for it.
     """
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
-    time_ids: torch.Tensor | None = None
 
-    def of(
-        self, pictures: torch.Tensor, variants: torch.Tensor, captions: torch.Tensor
-    ) -> Conditions:
-        """The conditions of B samples: each a picture, its variant and a caption's index, `[B]`."""
-        return Conditions(
-            states=self.states[captions],
-            pooled=None if self.pooled is None else self.pooled[captions],
-            time_ids=None if self.time_ids is None else self.time_ids[pictures, variants],
-        )
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def told(self, places: torch.Tensor, time_ids: torch.Tensor | None) -> Conditions:
+        """The conditions of B samples: whose captions are at `places` `[B]`, and `time_ids`."""
+        pooled = None if self.pooled is None else self.pooled[places]
+        return Conditions(self.states[places], pooled, time_ids)
 
 
 @torch.no_grad()
-def encode_conditioning(
-    family: Family,
-    encoders: Sequence[TextEncoder],
-    captions: Sequence[str],
-    framings: Sequence[Sequence[Framing]],
-    device: torch.device,
-) -> Conditioning:
-    """Encode each caption and the empty prompt once.
-
-    Args:
-        family: says how.
-        encoders: its text encoders.
-        captions: C distinct ones.
-        framings: of each picture's variants; as many variants of each picture.
-        device: where all of it is kept.
-    """
+def encode_captions(
+    family: Family, encoders: Sequence[TextEncoder], captions: Sequence[str]
+) -> Captions:
+    """Encode each of C distinct captions, and the empty prompt, once."""
     prompts = [family.encode(encoders, caption) for caption in [*captions, ""]]
     pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
-    ids = [[family.time_ids(framing) for framing in variants] for variants in framings]
-    return Conditioning(
-        states=torch.cat([prompt.states for prompt in prompts]),
-        pooled=torch.cat(pooled) if pooled else None,
-        time_ids=None if ids[0][0] is None else torch.tensor(ids, device=device),
+    return Captions(
+        torch.cat([prompt.states for prompt in prompts]), torch.cat(pooled) if pooled else None
     )
+
+
+def time_ids(
+    family: Family, shown: Sequence[Sequence[Shown]], device: torch.device
+) -> torch.Tensor | None:
+    """What the UNet is told of the sizes of N pictures' V variants, `[N, V, 6]`; None if nothing.
+
+    Half precision would not do: it has not all whole numbers of a picture's size.
+    """
+    ids = [[family.time_ids(variant) for variant in variants] for variants in shown]
+    return None if ids[0][0] is None else torch.tensor(ids, device=device)
 
 
 def random_conditions(
@@ -104,6 +93,6 @@ def random_conditions(
     width = family.pooled_width(unet_config)
     if width is None:
         return Conditions(states)
-    ids = family.time_ids(Framing((512, 768), (0, 128), (512, 512)))
+    ids = family.time_ids(Shown((512, 768), (0, 128), (512, 512)))
     pooled = torch.randn(1, width, generator=generator)
     return Conditions(states, pooled, torch.tensor([ids]))

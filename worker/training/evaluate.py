@@ -55,6 +55,6 @@ def _picture_loss(trainee: Trainee, lesson: Lesson, picture: int) -> torch.Tenso
         torch.full((TIMESTEPS,), place, device=device)
         for place in (picture, 0, data.captions[picture])
     ]
-    prediction = predict(trainee, noisy, timesteps, data.conditioning.of(*places))
+    prediction = predict(trainee, noisy, timesteps, data.told(*places))
     target = schedule.target(lesson.prediction_type, latents, noise, timesteps)
     return sample_losses(prediction, target, None).mean()

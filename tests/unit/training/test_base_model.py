@@ -137,8 +137,8 @@ def test_a_tokenizer_that_does_not_say_its_length_encodes_what_the_text_encoder_
     model = load(copied)
     assert model.text_encoders[0].tokenizer.model_max_length > 10**6
     read = list(Pictures(command(copied, pictures, tmp_path / "j").images, 64, "fail"))
-    expected = encode(load(tiny_base_model), read, mirrored=False).conditioning.states
-    assert torch.equal(encode(model, read, mirrored=False).conditioning.states, expected)
+    expected = encode(load(tiny_base_model), read, mirrored=False).embeddings.states
+    assert torch.equal(encode(model, read, mirrored=False).embeddings.states, expected)
 
 
 def test_a_full_gpu_is_not_taken_for_a_missing_base_model(

@@ -24,6 +24,7 @@ from tests.unit.training.test_whole_jobs import INTRICATE
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, StoppedEvent
+from worker.training.adapter import remove_adapter
 from worker.training.base_model import BaseModelShelf, load_base_model
 from worker.training.device import arithmetic_for
 from worker.training.evaluate import fixed_loss
@@ -89,11 +90,11 @@ def test_captions_are_encoded_as_the_family_s_pipeline_encodes_prompts(
             image.caption, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         place = data.captions[picture]
-        assert torch.equal(data.conditioning.states[place], encoded[0][0])
+        assert torch.equal(data.embeddings.states[place], encoded[0][0])
         if family == "sdxl":
-            assert torch.equal(data.conditioning.pooled[place], encoded[2][0])
+            assert torch.equal(data.embeddings.pooled[place], encoded[2][0])
         else:
-            assert data.conditioning.pooled is data.conditioning.time_ids is None
+            assert data.embeddings.pooled is data.time_ids is None
 
 
 def test_xl_is_told_original_size_corner_and_target_size_of_each_picture_and_its_mirror_image(
@@ -102,7 +103,7 @@ def test_xl_is_told_original_size_corner_and_target_size_of_each_picture_and_its
     order = job(tiny_families, "sdxl", pictures, tmp_path, random_flip=True)
     _, _, lesson = build(order)
     sizes = [(picture.height, picture.width) for picture, _ in read_usable(order)]
-    found = lesson.dataset.conditioning.time_ids
+    found = lesson.dataset.time_ids
     assert found.shape == (len(pictures), 2, 6)
     assert found.dtype == torch.float32
     assert torch.equal(found[:, 0], found[:, 1])
@@ -189,6 +190,22 @@ def test_a_plain_pipeline_loads_either_file_and_draws_what_the_trained_one_draws
     assert not torch.equal(drawn_by(reloaded), before)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loaded_parts_draw_what_a_plain_pipeline_draws(tiny_families, pictures, tmp_path, family):
+    model, _, _ = build(job(tiny_families, family, pictures, tmp_path))
+    remove_adapter(model.unet)
+    plain = plain_pipeline(tiny_families[family], family)
+    painter = model.family.painter(model.vae, model.unet, plain.scheduler)
+    painter.set_progress_bar_config(disable=True)
+    prompt, negative = (
+        model.family.encode(model.text_encoders, text) for text in ("a red circle", "blue")
+    )
+    drawn = drawn_by(painter, **model.family.painter_prompts(prompt, negative))
+    expected = drawn_by(plain, prompt="a red circle", negative_prompt="blue")
+    assert torch.allclose(drawn, expected, atol=1e-4)
+    assert not torch.allclose(drawn, drawn_by(plain, prompt="a line"), atol=1e-2)
+
+
 def in_memory(order):
     """The UNet as the same job leaves it, with PEFT's adapter on."""
     model, trainee, lesson = build(order)
@@ -198,10 +215,10 @@ def in_memory(order):
     return model.unet
 
 
-def drawn_by(pipeline) -> torch.Tensor:
+def drawn_by(pipeline, **prompts) -> torch.Tensor:
     return torch.from_numpy(
         pipeline(
-            "a red circle",
+            **(prompts or {"prompt": "a red circle"}),
             num_inference_steps=2,
             height=64,
             width=64,

@@ -144,7 +144,7 @@ def test_cached_latents_have_the_statistics_of_encoding_in_the_loop(
         expected = posterior.mean[0] * model.vae.config.scaling_factor
         assert torch.allclose(lesson.dataset.mean_latent(index), expected, atol=1e-6)
         assert torch.allclose(lesson.dataset.std[index, 0], posterior.std[0], atol=1e-6)
-    captions = [lesson.dataset.conditioning.states[i] for i in lesson.dataset.captions]
+    captions = [lesson.dataset.embeddings.states[i] for i in lesson.dataset.captions]
     assert all(not torch.equal(a, b) for i, a in enumerate(captions) for b in captions[i + 1 :]), (
         "distinct captions must have distinct embeddings"
     )

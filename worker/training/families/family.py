@@ -54,7 +54,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Framing:
+class Shown:
     """What part of a picture is shown, in pixels; each (height, width) or (top, left).
 
     Attributes:
@@ -94,6 +94,14 @@ class Family(Protocol):
         """A caption as the UNet is given it."""
         ...
 
+    def painter(self, vae: Any, unet: Any, scheduler: Any) -> Any:
+        """A pipeline of loaded parts, without text encoders: prompts come encoded."""
+        ...
+
+    def painter_prompts(self, prompt: Prompt, negative: Prompt) -> dict[str, torch.Tensor]:
+        """The painter's arguments for a prompt and what guidance leads away from."""
+        ...
+
     def state_width(self, encoders: Sequence[TextEncoder]) -> int:
         """D of `Prompt.states`."""
         ...
@@ -102,8 +110,8 @@ class Family(Protocol):
         """P of `Prompt.pooled` that a UNet asks for; None if it asks for none."""
         ...
 
-    def time_ids(self, framing: Framing) -> tuple[float, ...] | None:
-        """What the UNet is told of a picture's framing, beside the timestep; None if nothing."""
+    def time_ids(self, shown: Shown) -> tuple[float, ...] | None:
+        """What the UNet is told of a picture's sizes, beside the timestep; None if nothing."""
         ...
 
     def kohya_path(self, path: str, unet_config: Mapping[str, Any]) -> str:

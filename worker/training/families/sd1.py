@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from worker.contract.base_model import Family as FamilyName
-from worker.training.families.family import Framing, Prompt, TextEncoder, TextPart
+from worker.training.families.family import Prompt, Shown, TextEncoder, TextPart
 from worker.training.families.memory import UnetMemory
 
 
@@ -36,6 +37,23 @@ class StableDiffusion1:
         [encoder] = encoders
         return Prompt(encoder.model(encoder.tokens(caption))[0])
 
+    def painter(self, vae: Any, unet: Any, scheduler: Any) -> Any:
+        """Without the safety checker, which no base model has to have."""
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def painter_prompts(self, prompt: Prompt, negative: Prompt) -> dict[str, torch.Tensor]:
+        """Their states."""
+        return {"prompt_embeds": prompt.states, "negative_prompt_embeds": negative.states}
+
     def state_width(self, encoders: Sequence[TextEncoder]) -> int:
         """The width of the text encoder."""
         [encoder] = encoders
@@ -45,7 +63,7 @@ class StableDiffusion1:
         """The UNet asks for no pooled text."""
         return None
 
-    def time_ids(self, framing: Framing) -> tuple[float, ...] | None:
+    def time_ids(self, shown: Shown) -> tuple[float, ...] | None:
         """The UNet is told the timestep alone."""
         return None
 

@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from worker.contract.base_model import Family as FamilyName
 from worker.training.families.block_names import original_path
-from worker.training.families.family import Framing, Prompt, TextEncoder, TextPart
+from worker.training.families.family import Prompt, Shown, TextEncoder, TextPart
 from worker.training.families.memory import UnetMemory
 
 #: Numbers in `time_ids`: three pairs.
@@ -46,6 +46,30 @@ class StableDiffusionXL:
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return Prompt(states, outputs[-1].text_embeds)
 
+    def painter(self, vae: Any, unet: Any, scheduler: Any) -> Any:
+        """Without a watermark."""
+        return StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=None,
+            text_encoder_2=None,
+            tokenizer=None,
+            tokenizer_2=None,
+            unet=unet,
+            scheduler=scheduler,
+            add_watermarker=False,
+        )
+
+    def painter_prompts(self, prompt: Prompt, negative: Prompt) -> dict[str, torch.Tensor]:
+        """Their states and pooled texts."""
+        if prompt.pooled is None or negative.pooled is None:
+            raise ValueError("a prompt of XL has pooled text")
+        return {
+            "prompt_embeds": prompt.states,
+            "negative_prompt_embeds": negative.states,
+            "pooled_prompt_embeds": prompt.pooled,
+            "negative_pooled_prompt_embeds": negative.pooled,
+        }
+
     def state_width(self, encoders: Sequence[TextEncoder]) -> int:
         """The widths of both text encoders together."""
         return sum(int(encoder.model.config.hidden_size) for encoder in encoders)
@@ -57,9 +81,9 @@ class StableDiffusionXL:
             - _TIME_IDS * unet_config["addition_time_embed_dim"]
         )
 
-    def time_ids(self, framing: Framing) -> tuple[float, ...] | None:
+    def time_ids(self, shown: Shown) -> tuple[float, ...] | None:
         """Original size, corner, target size (arXiv:2307.01952, §2.2), height and top first."""
-        return tuple(map(float, (*framing.original, *framing.corner, *framing.target)))
+        return tuple(map(float, (*shown.original, *shown.corner, *shown.target)))
 
     def kohya_path(self, path: str, unet_config: Mapping[str, Any]) -> str:
         """Kohya's trainer has the UNet as it was first released, with its names."""
