@@ -117,7 +117,7 @@ def test_xl_is_told_original_size_corner_and_target_size_of_each_picture_and_its
         assert min(ids[2:4]) == 0
 
 
-def test_the_pictures_of_a_batch_keep_their_own_conditions(tiny_families, pictures, tmp_path):
+def test_each_picture_of_a_batch_keeps_its_own_caption_and_sizes(tiny_families, pictures, tmp_path):
     """A batch of four gives what four steps of accumulation give, time ids and pooled text too."""
     trained = [
         parity.accumulated(
@@ -142,52 +142,40 @@ def test_a_job_stopped_in_the_middle_ends_bit_identical(
     shelf = BaseModelShelf()
     whole, _ = run(job(tiny_families, family, pictures, tmp_path / "whole", **rules), shelf)
     assert isinstance(whole, FinishedEvent)
-    for step in (1, 4):
-        folder = tmp_path / f"stopped-{step}"
-        stopped, events = run(
-            job(tiny_families, family, pictures, folder, **rules), shelf, stop_after=step
-        )
-        assert isinstance(stopped, StoppedEvent)
-        again, _ = run(
-            job(
-                tiny_families,
-                family,
-                pictures,
-                tmp_path / f"resumed-{step}",
-                resume_from=last_checkpoint(events),
-                **rules,
-            ),
-            shelf,
-        )
-        assert again.metadata["resumed_at_step"] == step
-        assert again.metadata["resumed_exactly"]
-        assert digests(again) == digests(whole)
+    stopped, events = run(
+        job(tiny_families, family, pictures, tmp_path / "stopped", **rules), shelf, stop_after=3
+    )
+    assert isinstance(stopped, StoppedEvent)
+    rules["resume_from"] = last_checkpoint(events)
+    again, _ = run(job(tiny_families, family, pictures, tmp_path / "resumed", **rules), shelf)
+    assert again.metadata["resumed_at_step"] == 3
+    assert again.metadata["resumed_exactly"]
+    assert digests(again) == digests(whole)
 
 
-@pytest.mark.parametrize("targets", ["attn", "attn-mlp"])
-@pytest.mark.parametrize("name", [DIFFUSERS_FILE, KOHYA_FILE])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_pipeline_loads_either_file_and_draws_what_the_trained_one_draws(
-    tiny_families, pictures, tmp_path, family, name, targets
+    tiny_families, pictures, tmp_path, family
 ):
     order = job(
-        tiny_families, family, pictures, tmp_path, target_modules=targets, learning_rate=1e-2
+        tiny_families, family, pictures, tmp_path, target_modules="attn-mlp", learning_rate=1e-2
     )
-    shelf = BaseModelShelf()
-    ended, _ = run(order, shelf)
+    ended, _ = run(order)
     assert isinstance(ended, FinishedEvent)
     trained = plain_pipeline(tiny_families[family], family)
     before = drawn_by(trained)
-    weights = in_memory(order)
-    trained.unet.add_adapter(weights.peft_config["default"])
-    trained.unet.load_state_dict(weights.state_dict())
+    unet = in_memory(order)
+    trained.unet.add_adapter(unet.peft_config["default"])
+    trained.unet.load_state_dict(unet.state_dict())
     trained.unet.eval()
-    reloaded = plain_pipeline(tiny_families[family], family)
-    reloaded.load_lora_weights(str(Path(order.output_dir) / name))
-    layers = [part for part in reloaded.unet.modules() if isinstance(part, LoraLayer)]
-    assert {scale for part in layers for scale in part.scaling.values()} == {2.0}
-    assert torch.equal(drawn_by(reloaded), drawn_by(trained))
-    assert not torch.equal(drawn_by(reloaded), before)
+    expected = drawn_by(trained)
+    assert not torch.equal(expected, before)
+    for name in (DIFFUSERS_FILE, KOHYA_FILE):
+        reloaded = plain_pipeline(tiny_families[family], family)
+        reloaded.load_lora_weights(str(Path(order.output_dir) / name))
+        layers = [part for part in reloaded.unet.modules() if isinstance(part, LoraLayer)]
+        assert {scale for part in layers for scale in part.scaling.values()} == {2.0}
+        assert torch.equal(drawn_by(reloaded), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
