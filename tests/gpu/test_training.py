@@ -92,6 +92,27 @@ def test_a_job_trains_and_its_exports_are_verified(
     assert after < before
 
 
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+@pytest.mark.parametrize("launch", ["eager", "graph"])
+def test_a_job_of_a_newer_family_trains_and_its_exports_are_verified(
+    tiny_families, pictures, tmp_path, gpu, family, launch
+):
+    order = command(
+        tiny_families[family],
+        pictures,
+        tmp_path,
+        family=family,
+        mixed_precision="fp16",
+        max_train_steps=40,
+        learning_rate=1e-3,
+    )
+    ended, events = job(order.model_copy(update={"launch": launch}), gpu)
+    assert isinstance(ended, FinishedEvent)
+    assert [e for e in events if isinstance(e, LogEvent) and e.event == "steps_stay_eager"] == []
+    before, after = (ended.metadata[f"evaluation_loss_{when}"] for when in ("before", "after"))
+    assert after < before
+
+
 def test_an_fp16_step_that_overflows_is_skipped_and_the_schedule_waits(
     tiny_base_model, pictures, tmp_path, gpu, mocker
 ):
