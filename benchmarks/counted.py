@@ -1,6 +1,6 @@
-"""What work is in one step of Stable Diffusion 1.5? Counted, not measured: `make bench-counted`.
+"""What work is in one step of each base model? Counted, not measured: `make bench-counted`.
 
-The exact model runs on torch's `meta` device, which has shapes and no numbers, with the attention
+The exact models run on torch's `meta` device, which has shapes and no numbers, with the attention
 and dropout operators that a GPU has. Counted are floating-point operations (2 for each multiply and
 add), operators that start a kernel, and bytes that the forward pass keeps for the backward pass.
 The last line is one JSON object.
@@ -20,9 +20,13 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from worker.contract.base_model import Family
 from worker.contract.parameters import TrainingParameters
-from worker.demo.tiny_base_model import random_autoencoder, random_unet
+from worker.demo.tiny_base_model import random_autoencoder
+from worker.demo.tiny_families import random_family_unet
 from worker.training.adapter import add_adapter, remove_adapter
+from worker.training.conditioning import random_conditions
+from worker.training.families.known import family_of
 
 _META = torch.device("meta")
 
@@ -57,6 +61,7 @@ class _Kernels(TorchDispatchMode):
 
 def step_work(
     *,
+    family: Family = "sd1",
     resolution: int = 512,
     dtype: torch.dtype = torch.bfloat16,
     dropout: float = 0.0,
@@ -66,6 +71,7 @@ def step_work(
     """A forward and backward pass of the adapted UNet on one sample.
 
     Args:
+        family: whose published sizes the UNet has; 2.1 and XL base 1.0 of the newer ones.
         resolution: pixels.
         dtype: of the base.
         dropout: of the adapter.
@@ -73,7 +79,7 @@ def step_work(
         grouped: our arithmetic of the adapter, or PEFT's.
     """
     with _META:
-        unet = random_unet("full").requires_grad_(requires_grad=False).to(dtype)
+        unet = random_family_unet(family, "full").requires_grad_(requires_grad=False).to(dtype)
         rules = TrainingParameters(lora_dropout=dropout)
         add_adapter(unet, rules, seed=1)
         if not grouped:
@@ -84,9 +90,11 @@ def step_work(
         unet.enable_gradient_checkpointing()
     unet.train()
 
+    inputs = _inputs(unet, resolution, dtype)
+
     def passes() -> None:
         with _saved(unet, saved):
-            output = _predict(unet, resolution, dtype)
+            output = unet(**inputs, return_dict=False)[0]
         output.float().square().mean().backward()
 
     saved: dict[int, int] = {}
@@ -104,13 +112,14 @@ def encoder_work(resolution: int = 512) -> Work:
     return Work(gflop, kernels, 0.0)
 
 
-def _predict(unet: UNet2DConditionModel, resolution: int, dtype: torch.dtype) -> torch.Tensor:
+def _inputs(unet: UNet2DConditionModel, resolution: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The UNet's arguments for one sample."""
     side = resolution // 8
     with _META:
         noisy = torch.empty(1, 4, side, side, dtype=dtype)
-        prompts = torch.empty(1, 77, unet.config.cross_attention_dim, dtype=dtype)
         timesteps = torch.empty(1, dtype=torch.int64)
-    return unet(noisy, timesteps, prompts, return_dict=False)[0]
+    told = random_conditions(family_of(unet.config), unet.config, torch.Generator())
+    return {"sample": noisy, "timestep": timesteps, **told.to(_META).arguments(dtype)}
 
 
 def _count(work: Callable[[], object]) -> tuple[float, int]:
@@ -154,6 +163,31 @@ def _as_on_a_gpu() -> Iterator[None]:
         yield
 
 
+#: The base models that are counted, each at its own resolution.
+_BASE_MODELS: dict[str, tuple[Family, int]] = {
+    "1.5, 512 px": ("sd1", 512),
+    "2.1, 768 px": ("sd2", 768),
+    "XL base 1.0, 1024 px": ("sdxl", 1024),
+}
+
+
+def _print_base_models() -> None:
+    """What a job with the default parameters takes of a GPU, and what recomputing saves."""
+    print(
+        "\n| Stable Diffusion, bf16, dropout 0.1 | UNet, GiB | GFLOP | kernels | saved, GiB "
+        "| with checkpointing |\n|---|---|---|---|---|---|"
+    )
+    for name, (family, side) in _BASE_MODELS.items():
+        with _META:
+            weights = sum(w.numel() for w in random_family_unet(family, "full").parameters())
+        work = step_work(family=family, resolution=side, dropout=0.1)
+        small = step_work(family=family, resolution=side, dropout=0.1, checkpointing=True)
+        print(
+            f"| {name} | {weights * 2 / 2**30:.2f} | {work.gflop:.0f} | {work.kernels} "
+            f"| {work.saved_gib:.2f} | {small.saved_gib:.2f} |"
+        )
+
+
 def main() -> None:
     ours, encoder = step_work(), encoder_work()
     rows = {
@@ -175,6 +209,7 @@ def main() -> None:
     script = rows["PEFT"].gflop + encoder.gflop
     print(f"\nof the arithmetic of the script's loop: 1 / {script / ours.gflop:.2f}")
     print(f"of the arithmetic of a naive loop:      1 / {naive / ours.gflop:.2f}")
+    _print_base_models()
     print(json.dumps({name: asdict(work) for name, work in rows.items()}))
 
 

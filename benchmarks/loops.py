@@ -6,9 +6,11 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.workload import LEARNING_RATE, SEED, Workload
+from tests.unit.training.builders import read_usable
 from tests.unit.training.reference_loop import (
     reference_scheduler,
     reference_step,
+    reference_text,
     reference_unet,
 )
 from worker.contract.pipe import StepLaunch
@@ -16,7 +18,6 @@ from worker.training.adapter import add_adapter, remove_adapter
 from worker.training.base_model import load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes, this_device
-from worker.training.images import Pictures
 from worker.training.launch import prepare_launch
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
@@ -40,7 +41,7 @@ class PeerLoop:
         location, device = order.base_model.location, this_device()
         arithmetic = arithmetic_for(order.parameters.mixed_precision, device)
         model = load_base_model(order.base_model, arithmetic, allow_hub=False)
-        pictures = list(Pictures(order.images, workload.resolution, "fail"))
+        pictures = read_usable(order)
         self._pixels = [pixels[None].to(device, arithmetic.base_dtype) for _, pixels in pictures]
         self._captions = [picture.file.caption for picture, _ in pictures]
         start = add_adapter(model.unet, order.parameters, SEED).weights
@@ -50,7 +51,7 @@ class PeerLoop:
         for name, weight in self.unet.named_parameters():
             if name not in weights:
                 weight.data = weight.data.to(arithmetic.base_dtype)
-        for part in (model.vae, model.text_encoder):
+        for part in (model.vae, *(text.model for text in model.text_encoders)):
             part.to(arithmetic.base_dtype)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -78,7 +79,7 @@ class PeerLoop:
             self._model,
             self._autocast_unet,
             pixels,
-            [self._captions[place]],
+            reference_text(self._model, [self._captions[place]]),
             [numbers],
             self._optimizer,
             self._schedule,
@@ -105,9 +106,15 @@ class OurLoop:
         parameters, device = order.parameters, this_device()
         arithmetic = arithmetic_for(parameters.mixed_precision, device)
         model = load_base_model(order.base_model, arithmetic, allow_hub=False)
-        pictures = list(Pictures(order.images, workload.resolution, "fail"))
+        pictures = read_usable(order)
         free = free_memory_bytes(device)
-        plan = make_plan(parameters, len(pictures), free_bytes=free, launch=launch)
+        plan = make_plan(
+            parameters,
+            len(pictures),
+            memory=model.family.memory,
+            free_bytes=free,
+            launch=launch,
+        )
         self._lesson = Lesson(
             dataset=encode(model, pictures, mirrored=False),
             schedule=model.schedule,

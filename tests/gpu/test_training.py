@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.training.builders import command, digests, last_checkpoint
+from tests.unit.training.builders import command, digests, last_checkpoint, read_usable
 from worker.contract.pipe import FinishedEvent, LogEvent, StageEvent
 from worker.training import loop
 from worker.training import step as step_module
@@ -14,10 +14,10 @@ from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes
-from worker.training.images import Pictures
+from worker.training.families.sd1 import StableDiffusion1
 from worker.training.job import run_job
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
-from worker.training.plan import make_plan, saved_bytes
+from worker.training.plan import make_plan
 from worker.training.recording import RecordedPass
 from worker.training.sampler import Sample
 from worker.training.step import Lesson, Trainee, drawn, optimizer_step, run_pass
@@ -43,8 +43,14 @@ def prepared(order, device, precision="bf16"):
     """Model, trainee and lesson, as a job has them before its first step."""
     rules = order.parameters
     model = BaseModelShelf().get(order.base_model, arithmetic_for(precision, device))
-    pictures = list(Pictures(order.images, rules.resolution, "fail"))
-    plan = make_plan(rules, len(pictures), free_bytes=free_memory_bytes(device), launch="eager")
+    pictures = read_usable(order)
+    plan = make_plan(
+        rules,
+        len(pictures),
+        memory=model.family.memory,
+        free_bytes=free_memory_bytes(device),
+        launch="eager",
+    )
     lesson = Lesson(
         dataset=encode(model, pictures, mirrored=False),
         schedule=model.schedule,
@@ -76,6 +82,27 @@ def test_a_job_trains_and_its_exports_are_verified(
         pictures,
         tmp_path,
         mixed_precision=precision,
+        max_train_steps=40,
+        learning_rate=1e-3,
+    )
+    ended, events = job(order.model_copy(update={"launch": launch}), gpu)
+    assert isinstance(ended, FinishedEvent)
+    assert [e for e in events if isinstance(e, LogEvent) and e.event == "steps_stay_eager"] == []
+    before, after = (ended.metadata[f"evaluation_loss_{when}"] for when in ("before", "after"))
+    assert after < before
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+@pytest.mark.parametrize("launch", ["eager", "graph"])
+def test_a_job_of_a_newer_family_trains_and_its_exports_are_verified(
+    tiny_families, pictures, tmp_path, gpu, family, launch
+):
+    order = command(
+        tiny_families[family],
+        pictures,
+        tmp_path,
+        family=family,
+        mixed_precision="fp16",
         max_train_steps=40,
         learning_rate=1e-3,
     )
@@ -200,9 +227,9 @@ def test_the_measured_peak_is_within_the_plan(
         optimizer_step(trainee, lesson)
         trainee.step += 1
     peak = torch.cuda.max_memory_allocated(gpu) - base
-    saved = batch * saved_bytes(
-        512, dropout=True, checkpointing=checkpointing, full_precision=False
-    )
+    kind = "checkpointing" if checkpointing else "dropout"
+    memory = StableDiffusion1.memory
+    saved = batch * memory.saved_bytes(512**2, kind, full_precision=False)
     assert 0.8 * saved < peak < lesson.plan.estimated_bytes
 
 

@@ -6,6 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+#: Kinds of base models that can be trained: Stable Diffusion 1.x, 2.x and XL.
+Family = Literal["sd1", "sd2", "sdxl"]
+
+#: Side of the pictures that a family was made with, pixels.
+_RESOLUTION: dict[Family, int] = {"sd1": 512, "sd2": 768, "sdxl": 1024}
+
 
 class BaseModelEntry(BaseModel):
     """A base model that the operator allows.
@@ -16,15 +22,22 @@ class BaseModelEntry(BaseModel):
         family: which class of model it is; decides how it is trained and exported.
         revision: the hub's commit; ignored for a folder.
         variant: the files' variant, such as `fp16`; none for plain files.
+        resolution: side of the pictures where a job does not say, pixels; by default the family's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, max_length=100)
     location: str = Field(min_length=1)
-    family: Literal["sd1"] = "sd1"
+    family: Family = "sd1"
     revision: str | None = None
     variant: str | None = None
+    resolution: int | None = Field(None, ge=64, le=2048, multiple_of=8)
+
+    @property
+    def usual_resolution(self) -> int:
+        """Side of the pictures where a job does not say, pixels."""
+        return self.resolution or _RESOLUTION[self.family]
 
 
 class CatalogueError(ValueError):

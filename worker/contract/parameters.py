@@ -12,6 +12,8 @@ from pydantic import (
     field_validator,
 )
 
+from worker.contract.base_model import BaseModelEntry
+
 #: Named sets of linear layers of the UNet that get an adapter.
 TARGET_PRESETS: dict[str, tuple[str, ...]] = {
     "attn": ("to_q", "to_k", "to_v", "to_out.0"),
@@ -86,7 +88,12 @@ class TrainingParameters(BaseModel):
         description="Layers with an adapter: `attn`, `attn-mlp`, or a list of module names.",
     )
     resolution: int = Field(
-        512, ge=64, le=2048, multiple_of=8, description="Side of the square picture, pixels."
+        512,
+        ge=64,
+        le=2048,
+        multiple_of=8,
+        description="Side of the square picture, pixels; where it is not said, what the base "
+        "model was made with (512, 768 or 1024).",
     )
     aspect_ratio_buckets: bool = Field(False, description="Keep each picture's aspect ratio.")
     random_flip: bool = Field(False, description="Mirror pictures at random.")
@@ -158,6 +165,13 @@ class TrainingParameters(BaseModel):
         if value != only:
             raise ValueError(f"can only be {only!r} in this version")
         return value
+
+
+def for_base_model(parameters: TrainingParameters, base: BaseModelEntry) -> TrainingParameters:
+    """`parameters`, where the job says no resolution with the base model's."""
+    if "resolution" in parameters.model_fields_set:
+        return parameters
+    return parameters.model_copy(update={"resolution": base.usual_resolution})
 
 
 def canonical_parameter(name: str) -> str | None:

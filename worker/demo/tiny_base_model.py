@@ -95,8 +95,8 @@ def make_base_model(folder: Path, *, seed: int = 0, size: Size = "tiny") -> Path
             benchmarks: 35 million weights in the UNet of `medium`, 860 million in that of `full`.
     """
     shape = _SHAPES[size]
-    tokenizer = _tokenizer()
-    with _seeded(seed):
+    tokenizer = small_tokenizer()
+    with seeded(seed):
         pipeline = StableDiffusionPipeline(
             vae=_autoencoder(shape),
             text_encoder=_text_encoder(shape, tokenizer),
@@ -124,13 +124,14 @@ def random_autoencoder(size: Size) -> AutoencoderKL:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch draws from `seed` and records no gradient; after, it draws as before."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         yield
 
 
-def _tokenizer() -> CLIPTokenizer:
+def small_tokenizer(**special: str) -> CLIPTokenizer:
     """A byte-level BPE over `_WORDS`: any text has tokens, and different texts different ones."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
@@ -150,6 +151,7 @@ def _tokenizer() -> CLIPTokenizer:
         vocab=vocabulary,
         merges=merges,
         model_max_length=PROMPT_TOKENS,
+        **special,
     )
 
 
@@ -181,6 +183,11 @@ def _unet(shape: _Shape) -> UNet2DConditionModel:
         attention_head_dim=shape.heads,
         norm_num_groups=shape.groups,
     ).eval()
+    return with_gains(unet)
+
+
+def with_gains(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """`unet`, whose attention has a say in its output."""
     for name, module in unet.named_modules():
         if name.endswith((".to_q", ".to_k", ".to_v", ".to_out.0", ".proj_out")):
             module.weight.mul_(ATTENTION_GAIN)

@@ -16,6 +16,7 @@ import structlog
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
+from worker.contract.parameters import for_base_model
 from worker.contract.pipe import (
     CheckpointEvent,
     Event,
@@ -206,7 +207,7 @@ class StageRunner:
         command = TrainCommand(
             job_id=job.job_id,
             style_id=job.style_id,
-            parameters=job.parameters,
+            parameters=for_base_model(job.parameters, claimed.base_model),
             seed=job.seed,
             base_model=claimed.base_model,
             images=images,

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.training.adapter import remove_adapter
 from worker.training.device import Arithmetic
+from worker.training.families.family import Family, TextEncoder
+from worker.training.families.known import FAMILIES, family_of
 from worker.training.objective import NoiseSchedule
 
 #: What a UNet may be trained to predict.
@@ -31,14 +33,15 @@ class LoadedBaseModel:
     """A base model, frozen and in eval mode.
 
     Attributes:
-        unet: in the dtype of the job. vae, text_encoder: fp32, for an exact cache.
+        family: what is particular to models of its kind.
+        unet: in the dtype of the job. vae, text_encoders: fp32, for an exact cache.
         schedule: the noise schedule on the device. prediction_type: what the UNet says.
     """
 
     entry: BaseModelEntry
     arithmetic: Arithmetic
-    tokenizer: Any
-    text_encoder: Any
+    family: Family
+    text_encoders: tuple[TextEncoder, ...]
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     schedule: NoiseSchedule
@@ -80,32 +83,28 @@ def _serves(kept: LoadedBaseModel, entry: BaseModelEntry, arithmetic: Arithmetic
 def load_base_model(
     entry: BaseModelEntry, arithmetic: Arithmetic, *, allow_hub: bool
 ) -> LoadedBaseModel:
-    """Load every part of a Stable Diffusion 1.x pipeline, safetensors only.
+    """Load every part of a pipeline of the entry's family, safetensors only.
 
     Raises:
         JobError: BASE_MODEL_UNAVAILABLE, naming the model, not where it lies: a part is missing or
             damaged, or the parts do not fit together.
         torch.OutOfMemoryError: the GPU is too full; that is not the model's fault.
     """
+    family = FAMILIES[entry.family]
     try:
         common = {"revision": entry.revision, "local_files_only": not allow_hub}
-        weights = {**common, "variant": entry.variant, "use_safetensors": True}
-        tokenizer = CLIPTokenizer.from_pretrained(entry.location, subfolder="tokenizer", **common)
-        text_encoder, text_info = CLIPTextModel.from_pretrained(
-            entry.location,
-            subfolder="text_encoder",
-            dtype=torch.float32,
-            output_loading_info=True,
-            **weights,
-        )
+        _refuse_another_family(entry, common)
+        weights = {
+            **common,
+            "variant": entry.variant,
+            "use_safetensors": True,
+            "output_loading_info": True,
+        }
+        text_encoders = _load_text_encoders(entry, family, common, weights)
         vae, vae_info = AutoencoderKL.from_pretrained(
-            entry.location,
-            subfolder="vae",
-            torch_dtype=torch.float32,
-            output_loading_info=True,
-            **weights,
+            entry.location, subfolder="vae", torch_dtype=torch.float32, **weights
         )
-        _refuse_random_weights(text_info, vae_info)
+        _refuse_random_weights(vae_info)
         scheduler = DDPMScheduler.from_pretrained(entry.location, subfolder="scheduler", **common)
         unet = load_unet(entry, arithmetic, allow_hub=allow_hub)
     except torch.OutOfMemoryError:
@@ -113,21 +112,38 @@ def load_base_model(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unavailable(entry, f"cannot be loaded ({type(error).__name__})") from error
     prediction_type = str(scheduler.config.prediction_type)
-    if misfit := _misfit(tokenizer, text_encoder, vae, unet, prediction_type):
+    if misfit := _misfit(family, text_encoders, vae, unet, prediction_type):
         raise _unavailable(entry, f"cannot be trained: {misfit}")
-    for part in (text_encoder, vae):
+    for part in (*(encoder.model for encoder in text_encoders), vae):
         part.requires_grad_(requires_grad=False)
         part.to(arithmetic.device).eval()
     return LoadedBaseModel(
         entry=entry,
         arithmetic=arithmetic,
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        family=family,
+        text_encoders=text_encoders,
         vae=vae,
         unet=unet,
         schedule=NoiseSchedule(scheduler.alphas_cumprod, arithmetic.device),
         prediction_type=prediction_type,
     )
+
+
+def _load_text_encoders(
+    entry: BaseModelEntry, family: Family, common: dict[str, Any], weights: dict[str, Any]
+) -> tuple[TextEncoder, ...]:
+    """The family's text encoders with their tokenizers, in fp32."""
+    loaded = []
+    for part in family.text_parts:
+        tokenizer = CLIPTokenizer.from_pretrained(
+            entry.location, subfolder=part.tokenizer, **common
+        )
+        encoder, info = part.encoder_class.from_pretrained(
+            entry.location, subfolder=part.encoder, dtype=torch.float32, **weights
+        )
+        _refuse_random_weights(info)
+        loaded.append(TextEncoder(tokenizer, encoder))
+    return tuple(loaded)
 
 
 def load_unet(
@@ -171,6 +187,17 @@ def unet_of_same_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return fresh.requires_grad_(requires_grad=False).eval()
 
 
+def _refuse_another_family(entry: BaseModelEntry, common: dict[str, Any]) -> None:
+    """Before anything large is read: a wrong row in the catalogue is the likeliest of mistakes."""
+    config = UNet2DConditionModel.load_config(entry.location, subfolder="unet", **common)
+    found = family_of(config).name
+    if found != entry.family:
+        raise _unavailable(
+            entry,
+            f"is of the family {found!r}, and its row in the catalogue says {entry.family!r}",
+        )
+
+
 def _refuse_random_weights(*loading_infos: dict[str, Any]) -> None:
     """The libraries only warn where a file lacks weights, and go on with random ones."""
     missing = sum(len(info["missing_keys"]) for info in loading_infos)
@@ -179,14 +206,23 @@ def _refuse_random_weights(*loading_infos: dict[str, Any]) -> None:
 
 
 def _misfit(
-    tokenizer: Any, text_encoder: Any, vae: Any, unet: Any, prediction_type: str
+    family: Family,
+    text_encoders: tuple[TextEncoder, ...],
+    vae: Any,
+    unet: Any,
+    prediction_type: str,
 ) -> str | None:
     """Why these parts cannot be trained together, as half a sentence; None if they can."""
-    words, known = len(tokenizer), text_encoder.config.vocab_size
-    if not _NO_VOCABULARY < words <= known:
-        return f"its tokenizer has {words} tokens and its text encoder knows {known}"
-    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
-        return "its UNet and its text encoder are of different families"
+    for encoder in text_encoders:
+        words, known = len(encoder.tokenizer), encoder.model.config.vocab_size
+        if not _NO_VOCABULARY < words <= known:
+            return f"its tokenizer has {words} tokens and its text encoder knows {known}"
+    pooled = family.pooled_width(unet.config)
+    if unet.config.cross_attention_dim != family.state_width(text_encoders) or pooled not in (
+        None,
+        text_encoders[-1].model.config.projection_dim,
+    ):
+        return "its UNet and its text encoders are not made for each other"
     if unet.config.in_channels != vae.config.latent_channels:
         return f"its UNet takes {unet.config.in_channels} channels, as one for inpainting does"
     if prediction_type not in PREDICTION_TYPES:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.training.cache import Dataset
+from worker.training.conditioning import Conditions
 from worker.training.sampler import Draw, Sample
 
 
@@ -46,9 +47,9 @@ class Batch:
         """Latents `[B, c, h, w]`, sampled anew from the cached posterior."""
         return data.latents(self.indices[0], self.indices[1], self._field(0))
 
-    def prompts(self, data: Dataset) -> torch.Tensor:
-        """The embeddings of the captions, `[B, 77, D]`."""
-        return data.embeddings[self.indices[2]]
+    def conditions(self, data: Dataset) -> Conditions:
+        """What the UNet is told beside the noisy latents."""
+        return data.told(self.indices[0], self.indices[1], self.indices[2])
 
     def noise(self, offset_strength: float) -> torch.Tensor:
         """Noise `[B, c, h, w]`, with an offset a channel if there is to be one."""

@@ -7,6 +7,8 @@ import torch
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.training.base_model import LoadedBaseModel
+from worker.training.conditioning import Captions, Conditions, encode_captions, time_ids
+from worker.training.families.family import Shown
 from worker.training.images import Picture
 
 
@@ -18,17 +20,19 @@ class Dataset:
         mean, std: the VAE's posterior, unscaled, `[N, V, 4, R/8, R/8]`; V is 2 with mirrored
             pictures, else 1.
         scaling_factor: applied once, where a latent is taken.
-        embeddings: `[C + 1, 77, D]`; the last one is the empty prompt's.
-        captions: index of each picture's embedding.
+        embeddings: of the captions; the last one is the empty prompt's.
+        captions: index of each picture's caption in `embeddings`.
         sha256: of each picture's file.
+        time_ids: what the UNet is told of sizes, `[N, V, 6]`, where the family has that.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     scaling_factor: float
-    embeddings: torch.Tensor
+    embeddings: Captions
     captions: tuple[int, ...]
     sha256: tuple[str, ...]
+    time_ids: torch.Tensor | None = None
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -45,6 +49,13 @@ class Dataset:
     def mean_latent(self, picture: int) -> torch.Tensor:
         """The posterior's mean of one picture as it is, `[4, R/8, R/8]`."""
         return self.mean[picture, 0] * self.scaling_factor
+
+    def told(
+        self, pictures: torch.Tensor, variants: torch.Tensor, captions: torch.Tensor
+    ) -> Conditions:
+        """What the UNet is told with the latents of B samples, beside the timestep."""
+        ids = None if self.time_ids is None else self.time_ids[pictures, variants]
+        return self.embeddings.told(captions, ids)
 
     def embedding_of(self, picture: int, *, dropped: bool) -> int:
         """Index of the embedding of a picture's caption, or of the empty prompt's."""
@@ -65,18 +76,24 @@ def encode(
     Raises:
         JobError: `INVALID_IMAGE`, the encoder gave no finite numbers for a picture.
     """
-    encoded, posteriors = [], []
+    encoded, posteriors, side = [], [], 0
     for picture, pixels in pictures:
         encoded.append(picture)
+        side = pixels.shape[-1]
         posteriors.append(_posterior(model, picture, pixels, mirrored=mirrored))
     captions = list(dict.fromkeys(picture.file.caption for picture in encoded))
     return Dataset(
         mean=torch.stack([mean for mean, _ in posteriors]),
         std=torch.stack([std for _, std in posteriors]),
         scaling_factor=float(model.vae.config.scaling_factor),
-        embeddings=torch.cat([_embedding(model, caption) for caption in [*captions, ""]]),
+        embeddings=encode_captions(model.family, model.text_encoders, captions),
         captions=tuple(captions.index(picture.file.caption) for picture in encoded),
         sha256=tuple(picture.sha256 for picture in encoded),
+        time_ids=time_ids(
+            model.family,
+            [[_shown(picture, side)] * (2 if mirrored else 1) for picture in encoded],
+            model.arithmetic.device,
+        ),
     )
 
 
@@ -99,14 +116,15 @@ def _posterior(
     return torch.stack(means), torch.stack(stds)
 
 
-def _embedding(model: LoadedBaseModel, caption: str) -> torch.Tensor:
-    tokens = model.tokenizer(
-        caption,
-        # The text encoder's own limit: a tokenizer whose files do not say it has none.
-        max_length=model.text_encoder.config.max_position_embeddings,
-        padding="max_length",
-        truncation=True,
-        return_tensors="pt",
+def _shown(picture: Picture, side: int) -> Shown:
+    """The middle square of a picture, after its smaller side was made `side` pixels long.
+
+    Rounded as torchvision and diffusers' training script for Stable Diffusion XL do. The mirror
+    image has the same: its middle is the same distance away.
+    """
+    shorter = min(picture.width, picture.height)
+    top, left = (
+        round((int(side * length / shorter) - side) / 2)
+        for length in (picture.height, picture.width)
     )
-    hidden: torch.Tensor = model.text_encoder(tokens.input_ids.to(model.arithmetic.device))[0]
-    return hidden
+    return Shown((picture.height, picture.width), (top, left), (side, side))

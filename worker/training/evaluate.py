@@ -51,7 +51,10 @@ def _picture_loss(trainee: Trainee, lesson: Lesson, picture: int) -> torch.Tenso
     timesteps = torch.tensor([int((i + 0.5) * width) for i in range(TIMESTEPS)], device=device)
     latents = data.mean_latent(picture).expand(TIMESTEPS, *data.latent_shape)
     noisy = schedule.add_noise(latents, noise, timesteps)
-    prompts = data.embeddings[[data.captions[picture]] * TIMESTEPS]
-    prediction = predict(trainee, noisy, timesteps, prompts)
+    places = [
+        torch.full((TIMESTEPS,), place, device=device)
+        for place in (picture, 0, data.captions[picture])
+    ]
+    prediction = predict(trainee, noisy, timesteps, data.told(*places))
     target = schedule.target(lesson.prediction_type, latents, noise, timesteps)
     return sample_losses(prediction, target, None).mean()

@@ -14,12 +14,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 
 from worker.contract.errors import ErrorCode, JobError
+from worker.training.conditioning import random_conditions
+from worker.training.families.known import family_of
 from worker.training.kohya import kohya_header, kohya_weights
 
 #: File for diffusers.
@@ -66,8 +68,9 @@ def export_adapter(
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights, config = _adapter_weights(unet, ADAPTER), unet.peft_config[ADAPTER]
+    family = family_of(unet.config)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        StableDiffusionPipeline.save_lora_weights(
+        family.pipeline.save_lora_weights(
             scratch,
             unet_lora_layers=weights,
             unet_lora_adapter_metadata=_adapter_metadata(config),
@@ -82,10 +85,12 @@ def export_adapter(
         rank=config.r,
         alpha=config.lora_alpha,
         base_model_name=base_model_name,
+        version=family.version_header(training.get("prediction_type", "epsilon")),
         trigger_word=trigger_word,
         training=training,
     )
-    kohya_bytes = safetensors.torch.save(kohya_weights(weights, alphas), metadata=header)
+    renamed = kohya_weights(weights, alphas, lambda path: family.kohya_path(path, unet.config))
+    kohya_bytes = safetensors.torch.save(renamed, metadata=header)
     return [
         _write_whole(folder / DIFFUSERS_FILE, _with_sorted_header(diffusers_bytes)),
         _write_whole(folder / KOHYA_FILE, _with_sorted_header(kohya_bytes)),
@@ -231,10 +236,16 @@ def _load_as_diffusers_does(unet: UNet2DConditionModel, file: Path) -> None:
     try:
         if not file.is_file():  # diffusers would take the path for a name on the model hub
             raise FileNotFoundError(file.name)
-        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-            str(file), return_lora_metadata=True, local_files_only=True, use_safetensors=True
+        family = family_of(unet.config)
+        named = {"unet_config": unet.config} if family.reads_unet_config else {}
+        state, alphas, metadata = family.pipeline.lora_state_dict(
+            str(file),
+            return_lora_metadata=True,
+            local_files_only=True,
+            use_safetensors=True,
+            **named,
         )
-        StableDiffusionPipeline.load_lora_into_unet(
+        family.pipeline.load_lora_into_unet(
             state,
             network_alphas=alphas,
             unet=unet,
@@ -281,14 +292,14 @@ def _run(unet: UNet2DConditionModel) -> torch.Tensor:
     side = 2 ** len(config.block_out_channels)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(1, config.in_channels, side, side, generator=generator)
-    text = torch.randn(1, 77, config.cross_attention_dim, generator=generator)
+    conditions = random_conditions(family_of(config), config, generator)
     device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
     # Compiled blocks round otherwise than the fresh, uncompiled ones.
     with torch.compiler.set_stance("force_eager"):
         output: torch.Tensor = unet(
             sample.to(device, dtype),
             torch.tensor([500], device=device),
-            text.to(device, dtype),
+            **conditions.to(device).arguments(dtype),
             return_dict=False,
         )[0]
     return output.float().cpu()

@@ -147,6 +147,7 @@ def _prepare(
     plan = make_plan(
         rules,
         len(pictures.good),
+        memory=model.family.memory,
         free_bytes=ranks.least(free_bytes),
         launch=command.launch,
         processes=ranks.count,

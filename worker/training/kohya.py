@@ -1,12 +1,14 @@
 """What do ComfyUI and A1111 look for in an adapter? Kohya's names, alpha beside each layer.
 
 Both read neither diffusers' keys nor its header. They look up `lora_unet_<path>.lora_down.weight`,
-`.lora_up.weight` and `.alpha`, where the path is diffusers' module path with `_` for `.`, and
-scale by alpha / rank (ComfyUI: `comfy/lora.py`, `model_lora_keys_unet`; A1111:
-`extensions-builtin/Lora/networks.py`; the trainer: kohya-ss/sd-scripts, `networks/lora.py`).
+`.lora_up.weight` and `.alpha`, where the path has `_` for `.`, and scale by alpha / rank. For
+Stable Diffusion 1.x and 2.x it is diffusers' module path; for XL it is the path in the UNet as it
+was first released, which is the only one that A1111 finds there (ComfyUI: `comfy/lora.py`,
+`model_lora_keys_unet`; A1111: `extensions-builtin/Lora/networks.py`; the trainer:
+kohya-ss/sd-scripts, `networks/lora.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -23,7 +25,9 @@ _MODELSPEC_PREDICTION = {"v_prediction": "v"}
 
 
 def kohya_weights(
-    weights: Mapping[str, torch.Tensor], alphas: Mapping[str, float]
+    weights: Mapping[str, torch.Tensor],
+    alphas: Mapping[str, float],
+    path_of: Callable[[str], str],
 ) -> dict[str, torch.Tensor]:
     """Rename PEFT's weights to kohya's names and put each layer's alpha beside them.
 
@@ -31,14 +35,15 @@ def kohya_weights(
         weights: `<module path>.lora_A.weight` and `.lora_B.weight`.
         alphas: of each module path. Readers without it, or with the rank in its place, would apply
             the adapter at another strength.
+        path_of: the family's path of a layer, given diffusers' module path.
     """
     renamed = {}
     for key, value in weights.items():
         path, half = key.removesuffix(".weight").rsplit(".", 1)
         part = {"lora_A": "lora_down", "lora_B": "lora_up"}[half]
-        renamed[f"{_kohya_name(path)}.{part}.weight"] = value
+        renamed[f"{_kohya_name(path_of(path))}.{part}.weight"] = value
     for path, alpha in alphas.items():
-        renamed[f"{_kohya_name(path)}.alpha"] = _exact_scalar(alpha)
+        renamed[f"{_kohya_name(path_of(path))}.alpha"] = _exact_scalar(alpha)
     return renamed
 
 
@@ -57,27 +62,27 @@ def kohya_header(
     rank: int,
     alpha: float,
     base_model_name: str,
+    version: Mapping[str, str],
     trigger_word: str | None,
     training: Mapping[str, str],
 ) -> dict[str, str]:
     """What kohya's trainer (`ss_*`) and the model specification 1.0.1 (`modelspec.*`) say.
 
-    Without a date: the same adapter is the same file. `training` is as `export_adapter` takes it.
+    Without a date: the same adapter is the same file. `training` is as `export_adapter` takes it,
+    `version` what the family says of the base.
     """
     resolution = training.get("resolution", "512")
     prediction = training.get("prediction_type", "epsilon")
     header = {f"ss_{_KOHYA_NAMES.get(name, name)}": value for name, value in training.items()}
+    header |= version
     header |= {
         "format": "pt",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(alpha)),
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
         "ss_sd_model_name": base_model_name,
         "ss_resolution": f"({resolution}, {resolution})",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": trigger_word or f"Style adapter for {base_model_name}",
         "modelspec.resolution": f"{resolution}x{resolution}",

@@ -6,20 +6,7 @@ from dataclasses import dataclass, replace
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepLaunch
-
-_GIB = 2**30
-
-#: Memory of Stable Diffusion 1.5's UNet training beside weights and activations, bytes: workspace,
-#: and the adapter of rank 16 with gradient and moments. The context is there before.
-_FIXED_BYTES = int((1.0 + 0.06) * _GIB)
-
-#: What the forward pass of one sample keeps for the backward pass in half precision, GiB: some, and
-#: so much for each 512 × 512 pixels. Counted by `python -m benchmarks.counted`.
-_SAVED_GIB = 0.01
-_SAVED_GIB_AT_512 = {"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14}
-
-#: What the backward pass of one sample needs at 512 × 512 on top of that, half precision, bytes.
-_BACKWARD_BYTES_AT_512 = int(0.10 * _GIB)
+from worker.training.families.memory import PassKind, UnetMemory
 
 #: Share of the free memory that is planned with.
 _USABLE = 0.9
@@ -82,6 +69,7 @@ def make_plan(
     parameters: TrainingParameters,
     pictures: int,
     *,
+    memory: UnetMemory,
     free_bytes: int,
     launch: StepLaunch = "auto",
     processes: int = 1,
@@ -91,6 +79,7 @@ def make_plan(
     Args:
         parameters: the job's.
         pictures: how many can be used.
+        memory: what the base model's family takes.
         free_bytes: the GPU's memory that is free beside the base model; 0 for a CPU, where memory
             is not planned.
         launch: how steps are launched; `auto` records long enough jobs on a GPU.
@@ -109,7 +98,9 @@ def make_plan(
     group = batch * parameters.gradient_accumulation_steps
     per_epoch = math.ceil(pictures / group)
     total = parameters.max_train_steps or per_epoch * parameters.num_train_epochs
-    micro_batch, checkpointing = _fitting(parameters, math.ceil(batch / processes), free_bytes)
+    micro_batch, checkpointing = _fitting(
+        parameters, memory, math.ceil(batch / processes), free_bytes
+    )
     passes = total * math.ceil(group / micro_batch / processes)
     worth = launch == "graph" or (launch == "auto" and passes >= _WORTH_RECORDING)
     return Plan(
@@ -124,38 +115,29 @@ def make_plan(
         # A recording cannot hold the random state that checkpointing saves and puts back.
         recorded=worth and free_bytes > 0 and not checkpointing,
         compiled=launch == "compile",
-        estimated_bytes=needed_bytes(parameters, micro_batch, checkpointing) if free_bytes else 0,
+        estimated_bytes=needed_bytes(parameters, memory, micro_batch, checkpointing)
+        if free_bytes
+        else 0,
         free_bytes=free_bytes,
     )
 
 
-def needed_bytes(parameters: TrainingParameters, micro_batch: int, checkpointing: bool) -> int:
-    """GPU memory that training needs beside Stable Diffusion 1.5's weights, bytes.
-
-    What is kept and computed takes twice as much in full precision.
-    """
-    full_precision = parameters.mixed_precision == "no"
-    saved = saved_bytes(
-        parameters.resolution,
-        dropout=parameters.lora_dropout > 0,
-        checkpointing=checkpointing,
-        full_precision=full_precision,
-    )
-    backward = _BACKWARD_BYTES_AT_512 * (parameters.resolution / 512) ** 2
-    per_sample = saved + int(backward * (2 if full_precision else 1))
-    return _FIXED_BYTES + micro_batch * per_sample
-
-
-def saved_bytes(
-    resolution: int, *, dropout: bool, checkpointing: bool, full_precision: bool
+def needed_bytes(
+    parameters: TrainingParameters, memory: UnetMemory, micro_batch: int, checkpointing: bool
 ) -> int:
-    """What one sample keeps between forward and backward pass of Stable Diffusion 1.5, bytes."""
-    kind = "checkpointing" if checkpointing else "dropout" if dropout else "plain"
-    saved = _SAVED_GIB + _SAVED_GIB_AT_512[kind] * (resolution / 512) ** 2
-    return int(saved * _GIB) * (2 if full_precision else 1)
+    """GPU memory that training needs beside the base model's weights, bytes."""
+    dropout: PassKind = "dropout" if parameters.lora_dropout > 0 else "plain"
+    return memory.training_bytes(
+        parameters.resolution**2,
+        micro_batch,
+        "checkpointing" if checkpointing else dropout,
+        full_precision=parameters.mixed_precision == "no",
+    )
 
 
-def _fitting(parameters: TrainingParameters, batch: int, free_bytes: int) -> tuple[int, bool]:
+def _fitting(
+    parameters: TrainingParameters, memory: UnetMemory, batch: int, free_bytes: int
+) -> tuple[int, bool]:
     """Micro-batch of at most `batch`, and checkpointing: the first that fits, or the least.
 
     A smaller micro-batch comes before checkpointing, which costs a third more arithmetic.
@@ -167,7 +149,7 @@ def _fitting(parameters: TrainingParameters, batch: int, free_bytes: int) -> tup
     for checkpointing in choices:
         micro_batch = batch
         while micro_batch:
-            needed = needed_bytes(parameters, micro_batch, checkpointing)
+            needed = needed_bytes(parameters, memory, micro_batch, checkpointing)
             if needed <= free_bytes * _USABLE:
                 return micro_batch, checkpointing
             micro_batch //= 2

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from worker.contract.parameters import TrainingParameters
 from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
+from worker.training.conditioning import Conditions
 from worker.training.low_rank import LowRankArithmetic
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.optimizer import Schedule
@@ -132,16 +133,16 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor
         batch.timesteps,
     )
     noisy = lesson.schedule.add_noise(latents, noise, timesteps)
-    prediction = predict(trainee, noisy, timesteps, batch.prompts(data))
+    prediction = predict(trainee, noisy, timesteps, batch.conditions(data))
     target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
     weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
     return sample_losses(prediction, target, weights)
 
 
 def predict(
-    trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: torch.Tensor
+    trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
 ) -> torch.Tensor:
-    """What the UNet says of `[B, 4, h, w]` at `[B]` under `[B, 77, D]`, in the job's precision.
+    """What the UNet says of `[B, 4, h, w]` at `[B]`, in the job's precision.
 
     Only a base in full precision is autocast: one in half precision has no weight to be cast, and
     autocast would compute its norms and their inputs in fp32.
@@ -150,6 +151,6 @@ def predict(
     full = dtype not in (torch.float16, torch.bfloat16)
     with trainee.accelerator.autocast() if full else nullcontext():
         answer: torch.Tensor = trainee.unet(
-            noisy.to(dtype), timesteps, prompts.to(dtype), return_dict=False
+            noisy.to(dtype), timesteps, **conditions.arguments(dtype), return_dict=False
         )[0]
     return answer

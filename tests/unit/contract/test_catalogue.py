@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from worker.contract.base_model import CatalogueError, load_catalogue
+from worker.contract.parameters import TrainingParameters, for_base_model
 
 
 def test_the_shipped_catalogue_is_valid():
@@ -24,6 +25,7 @@ def test_a_folder_beside_the_catalogue_is_found(tmp_path):
         ("[a", "cannot be read"),
         ('[a]\nfamily = "sd1"', r"row \[a\]"),
         ('[a]\nlocation = "x"\nfamily = "sd9"', r"row \[a\]"),
+        ('[a]\nlocation = "x"\nresolution = 500', r"row \[a\]"),
         ("a = 3", r"row \[a\]"),
     ],
 )
@@ -31,6 +33,26 @@ def test_a_catalogue_that_cannot_be_used_is_named_with_its_row(tmp_path, text, s
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(CatalogueError, match=says):
         load_catalogue(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize(
+    ("row", "resolution"),
+    [
+        ("", 512),
+        ('family = "sd1"', 512),
+        ('family = "sd2"', 768),
+        ('family = "sd2"\nresolution = 512', 512),
+        ('family = "sdxl"', 1024),
+    ],
+)
+def test_a_job_that_says_no_resolution_has_that_of_its_base_model(tmp_path, row, resolution):
+    (tmp_path / "c.toml").write_text(f'[mine]\nlocation = "x"\n{row}')
+    base = load_catalogue(tmp_path / "c.toml")["mine"]
+    assert for_base_model(TrainingParameters(rank=4), base) == TrainingParameters(
+        rank=4, resolution=resolution
+    )
+    asked = TrainingParameters.model_validate({"resolution": 640})
+    assert for_base_model(asked, base) is asked
 
 
 def test_a_missing_catalogue_is_named(tmp_path):

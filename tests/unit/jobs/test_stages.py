@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class FinishingSlot:
         return self
 
     def train(self, command, on_event, *, should_stop, time_limit_seconds):
-        resumed = command.resume_from
+        self.command, resumed = command, command.resume_from
         self.resumed = Path(resumed).read_bytes() if resumed else None
         path = self.folder / "lora_weights.safetensors"
         path.write_bytes(b"weights")
@@ -107,6 +108,17 @@ def run(stages, job, slot):
 
 def outputs(store, job):
     return [url.key for url in store.list(job.record.keys.output_prefix(1))]
+
+
+@pytest.mark.parametrize(("family", "side"), [("sd1", 512), ("sd2", 768), ("sdxl", 1024)])
+def test_a_job_without_a_resolution_is_trained_at_that_of_its_base_model(
+    stages, store, tmp_path, family, side
+):
+    base = BaseModelEntry(name="tiny", location="x", family=family)
+    slot = FinishingSlot(tmp_path)
+    stages.run(replace(claimed(store, tmp_path), base_model=base), slot)
+    assert slot.command.parameters.resolution == side
+    assert slot.command.base_model.family == family
 
 
 def test_a_trained_adapter_is_stored_even_while_the_worker_drains(stages, store, tmp_path):

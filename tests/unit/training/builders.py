@@ -27,6 +27,7 @@ def command(
     job_id="j",
     seed=7,
     resume_from=None,
+    family="sd1",
     **rules,
 ) -> TrainCommand:
     """A job on the small base model: 64 pixels, fp32 unless told otherwise."""
@@ -38,7 +39,7 @@ def command(
         style_id=1,
         parameters={"resolution": 64, "mixed_precision": "no", "max_train_steps": 6, **rules},
         seed=seed,
-        base_model=BaseModelEntry(name="tiny", location=str(model)),
+        base_model=BaseModelEntry(name="tiny", location=str(model), family=family),
         images=[
             {"index": i, "path": str(p), "source": f"s3://b/{p.name}", "caption": f"shape {i}"}
             for i, p in enumerate(pictures)
@@ -56,11 +57,17 @@ def build(
     rules = order.parameters
     model = load_base_model(order.base_model, arithmetic_for("no", CPU), allow_hub=False)
     if double:
-        for part in (model.unet, model.vae, model.text_encoder):
+        for part in (model.unet, model.vae, *(text.model for text in model.text_encoders)):
             part.double()
     pictures = read_usable(order, double=double)
     dataset = encode(model, pictures, mirrored=rules.random_flip)
-    plan = make_plan(rules, len(pictures), free_bytes=0, launch="compile" if compiled else "eager")
+    plan = make_plan(
+        rules,
+        len(pictures),
+        memory=model.family.memory,
+        free_bytes=0,
+        launch="compile" if compiled else "eager",
+    )
     lesson = Lesson(
         dataset=dataset,
         schedule=model.schedule,

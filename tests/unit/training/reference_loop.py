@@ -1,9 +1,12 @@
 """diffusers' text-to-image LoRA training, written down step by step in its order.
 
-Everything is done in every step, as its example script does: the picture is encoded by the VAE, a
+Everything is done in every step, as its example scripts do: the picture is encoded by the VAE, a
 latent is sampled and scaled, noise is added by diffusers' own scheduler, the caption is encoded,
 and the mean squared error goes backward into AdamW. Only the random numbers are handed in.
+`reference_text` is of the script for Stable Diffusion 1.x and 2.x, `reference_xl` of that for XL.
 """
+
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -38,14 +41,14 @@ def reference_step(
     model,
     unet,
     pixels,
-    captions,
+    told: dict[str, Any],
     draws: list[Draw],
     optimizer,
     scheduler,
     ddpm,
     backward=torch.Tensor.backward,
 ) -> torch.Tensor:
-    """One step on `pixels` `[B, 3, R, R]` with their captions and random numbers; its loss."""
+    """One step on `pixels` `[B, 3, R, R]` with random numbers and what else the UNet is told."""
     device = pixels.device
     posterior = model.vae.encode(pixels).latent_dist
     epsilon = torch.stack([draw.latent for draw in draws]).to(posterior.mean)
@@ -53,17 +56,60 @@ def reference_step(
     noise = torch.stack([draw.noise for draw in draws]).to(latents)
     timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
     noisy = ddpm.add_noise(latents, noise, timesteps)
-    tokens = model.tokenizer(
-        captions, max_length=77, padding="max_length", truncation=True, return_tensors="pt"
-    )
-    hidden = model.text_encoder(tokens.input_ids.to(device), return_dict=False)[0]
-    prediction = unet(noisy, timesteps, hidden, return_dict=False)[0]
-    loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
+    velocity = ddpm.config.prediction_type == "v_prediction"
+    target = ddpm.get_velocity(latents, noise, timesteps) if velocity else noise
+    prediction = unet(noisy, timesteps, return_dict=False, **told)[0]
+    loss = functional.mse_loss(prediction.float(), target.float(), reduction="mean")
     backward(loss)
     optimizer.step()
     scheduler.step()
     optimizer.zero_grad()
     return loss.detach()
+
+
+def reference_text(model, captions: list[str]) -> dict[str, Any]:
+    """The captions in the last hidden states of the one text encoder."""
+    [encoder] = model.text_encoders
+    return {"encoder_hidden_states": encoder.model(_tokens(encoder, captions))[0]}
+
+
+def reference_xl(
+    model, captions: list[str], sizes: list[tuple[int, int]], resolution: int
+) -> dict[str, Any]:
+    """Both encoders' last states but one, the pooled projection, and each picture's sizes.
+
+    Each of `sizes` is a picture's width and height. Its smaller side is made `resolution` long and
+    the middle is cut out; original size, corner and target size, height and top first.
+    """
+    outputs = [
+        encoder.model(_tokens(encoder, captions), output_hidden_states=True)
+        for encoder in model.text_encoders
+    ]
+    ids = []
+    for width, height in sizes:
+        if width < height:
+            shown_height, shown_width = int(resolution * height / width), resolution
+        else:
+            shown_height, shown_width = resolution, int(resolution * width / height)
+        top = max(0, round((shown_height - resolution) / 2.0))
+        left = max(0, round((shown_width - resolution) / 2.0))
+        ids.append([height, width, top, left, resolution, resolution])
+    states = torch.concat([output.hidden_states[-2] for output in outputs], dim=-1)
+    pooled = outputs[-1][0]
+    return {
+        "encoder_hidden_states": states,
+        "added_cond_kwargs": {
+            "time_ids": torch.tensor(ids).to(states),
+            "text_embeds": pooled,
+        },
+    }
+
+
+def _tokens(encoder, captions: list[str]) -> torch.Tensor:
+    tokens = encoder.tokenizer(
+        captions, max_length=77, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    return tokens.input_ids.to(encoder.model.device)
 
 
 def reference_scheduler(location: str) -> DDPMScheduler:

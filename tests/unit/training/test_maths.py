@@ -8,6 +8,7 @@ from tests.unit.training.builders import CPU, build, command
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.training.cache import encode
+from worker.training.families.sd1 import StableDiffusion1
 from worker.training.images import Pictures
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.plan import make_plan
@@ -64,6 +65,7 @@ def test_the_last_group_of_a_pass_is_kept_however_short():
     plan = make_plan(
         TrainingParameters(train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2),
         7,
+        memory=StableDiffusion1.memory,
         free_bytes=0,
     )
     assert (plan.steps_per_epoch, plan.total_steps) == (2, 4)
@@ -77,6 +79,7 @@ def test_fewer_pictures_than_a_full_group_still_make_steps():
     plan = make_plan(
         TrainingParameters(gradient_accumulation_steps=64, num_train_epochs=3),
         2,
+        memory=StableDiffusion1.memory,
         free_bytes=0,
     )
     assert plan.total_steps == 3
@@ -113,7 +116,9 @@ def test_a_sample_s_numbers_depend_on_its_place_and_nothing_else():
     ],
 )
 def test_the_plan_says_the_bill_before_the_first_step(rules, pictures, steps, epochs):
-    plan = make_plan(TrainingParameters(**rules), pictures, free_bytes=0)
+    plan = make_plan(
+        TrainingParameters(**rules), pictures, memory=StableDiffusion1.memory, free_bytes=0
+    )
     assert (plan.total_steps, plan.total_epochs) == (steps, epochs)
     assert plan.epoch_of(0) == 1
     assert plan.epoch_of(steps) == epochs
@@ -121,7 +126,9 @@ def test_the_plan_says_the_bill_before_the_first_step(rules, pictures, steps, ep
 
 def test_a_batch_of_more_than_the_pictures_is_refused():
     with pytest.raises(JobError, match="train_batch_size is 4, but only 3") as caught:
-        make_plan(TrainingParameters(train_batch_size=4), 3, free_bytes=0)
+        make_plan(
+            TrainingParameters(train_batch_size=4), 3, memory=StableDiffusion1.memory, free_bytes=0
+        )
     assert caught.value.code is ErrorCode.INVALID_JOB
 
 
@@ -137,7 +144,7 @@ def test_cached_latents_have_the_statistics_of_encoding_in_the_loop(
         expected = posterior.mean[0] * model.vae.config.scaling_factor
         assert torch.allclose(lesson.dataset.mean_latent(index), expected, atol=1e-6)
         assert torch.allclose(lesson.dataset.std[index, 0], posterior.std[0], atol=1e-6)
-    captions = [lesson.dataset.embeddings[i] for i in lesson.dataset.captions]
+    captions = [lesson.dataset.embeddings.states[i] for i in lesson.dataset.captions]
     assert all(not torch.equal(a, b) for i, a in enumerate(captions) for b in captions[i + 1 :]), (
         "distinct captions must have distinct embeddings"
     )

@@ -16,7 +16,9 @@ from tests.unit.training.builders import (
 from tests.unit.training.reference_loop import (
     reference_scheduler,
     reference_step,
+    reference_text,
     reference_unet,
+    reference_xl,
 )
 from worker.training.sampler import draw, step_samples
 from worker.training.step import optimizer_step
@@ -71,9 +73,17 @@ def reference(order, *, double=False):
         ]
         chosen = [pictures[sample.picture] for sample in batch]
         pixels = torch.stack([pixels for _, pixels in chosen])
-        captions = [picture.file.caption for picture, _ in chosen]
-        reference_step(model, unet, pixels, captions, draws, optimizer, scheduler, ddpm)
+        told = told_by_the_script(model, [picture for picture, _ in chosen], rules.resolution)
+        reference_step(model, unet, pixels, told, draws, optimizer, scheduler, ddpm)
     return {name: weight.detach() for name, weight in weights.items()}
+
+
+def told_by_the_script(model, pictures, resolution):
+    captions = [picture.file.caption for picture in pictures]
+    if model.family.name != "sdxl":
+        return reference_text(model, captions)
+    sizes = [(picture.width, picture.height) for picture in pictures]
+    return reference_xl(model, captions, sizes, resolution)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -135,12 +145,13 @@ def test_checkpointing_on_and_off_give_equal_weights_with_dropout(
     assert largest_difference(*trained) == 0
 
 
-def accumulated(model, pictures, folder, batch, accumulation, *, double):
+def accumulated(model, pictures, folder, batch, accumulation, *, double, family="sd1"):
     """Three passes over six pictures in groups of four: every second step has two."""
     order = command(
         model,
         pictures,
         folder,
+        family=family,
         num_train_epochs=3,
         max_train_steps=None,
         lora_dropout=0,

@@ -11,14 +11,17 @@ from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import LogEvent
 from worker.training import launch as launch_module
 from worker.training import step as step_module
+from worker.training.families.known import FAMILIES
 from worker.training.loop import train
 from worker.training.plan import make_plan, needed_bytes
 
 GIB = 2**30
 
+MEMORY = FAMILIES["sd1"].memory
+
 
 def planned(gib, **rules):
-    plan = make_plan(TrainingParameters(**rules), 64, free_bytes=int(gib * GIB))
+    plan = make_plan(TrainingParameters(**rules), 64, memory=MEMORY, free_bytes=int(gib * GIB))
     return plan.micro_batch, plan.accumulation, plan.gradient_checkpointing
 
 
@@ -51,9 +54,27 @@ def test_the_largest_micro_batch_that_fits_and_checkpointing_only_where_none_doe
     assert planned(gib, **rules) == expected
 
 
+@pytest.mark.parametrize(
+    ("family", "resolution", "gib", "expected"),
+    [
+        # of what is free beside an XL UNet in half precision, 5 GiB
+        ("sdxl", 1024, 19, (2, 2, False)),
+        ("sdxl", 1024, 10, (1, 4, False)),
+        ("sdxl", 1024, 6, (4, 1, True)),
+        ("sdxl", 512, 19, (4, 1, False)),
+        ("sd2", 768, 14, (4, 1, False)),
+        ("sd1", 768, 14, (4, 1, False)),
+    ],
+)
+def test_each_family_has_its_own_account(family, resolution, gib, expected):
+    rules = TrainingParameters(resolution=resolution, train_batch_size=4)
+    plan = make_plan(rules, 64, memory=FAMILIES[family].memory, free_bytes=int(gib * GIB))
+    assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == expected
+
+
 def test_an_uneven_micro_batch_keeps_the_pictures_of_a_step():
     rules = TrainingParameters(train_batch_size=5, num_train_epochs=1)
-    plan = make_plan(rules, 10, free_bytes=int(4.3 * GIB))
+    plan = make_plan(rules, 10, memory=MEMORY, free_bytes=int(4.3 * GIB))
     assert (plan.micro_batch, plan.group_size, plan.accumulation) == (2, 5, 3)
     sizes = [len(batch) for batch in step_module.step_samples(plan, 1, 0)]
     assert sizes == [2, 2, 1]
@@ -61,7 +82,9 @@ def test_an_uneven_micro_batch_keeps_the_pictures_of_a_step():
 
 def test_long_jobs_on_a_gpu_are_recorded_unless_checkpointing_or_told_otherwise():
     def recorded(free=24 * GIB, launch="auto", **rules):
-        return make_plan(TrainingParameters(**rules), 8, free_bytes=free, launch=launch).recorded
+        return make_plan(
+            TrainingParameters(**rules), 8, memory=MEMORY, free_bytes=free, launch=launch
+        ).recorded
 
     assert recorded(max_train_steps=100)
     assert not recorded(max_train_steps=99)
@@ -74,8 +97,8 @@ def test_long_jobs_on_a_gpu_are_recorded_unless_checkpointing_or_told_otherwise(
 
 def test_the_estimate_is_in_the_plan():
     rules = TrainingParameters()
-    plan = make_plan(rules, 8, free_bytes=24 * GIB)
-    assert plan.estimated_bytes == needed_bytes(rules, 1, checkpointing=False)
+    plan = make_plan(rules, 8, memory=MEMORY, free_bytes=24 * GIB)
+    assert plan.estimated_bytes == needed_bytes(rules, MEMORY, 1, checkpointing=False)
     assert 2.0 * GIB < plan.estimated_bytes < 2.2 * GIB
     assert plan.free_bytes == 24 * GIB
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.counted import encoder_work, step_work
-from worker.training.plan import saved_bytes
+from worker.training.families.known import FAMILIES
 
 GIB = 2**30
 
@@ -35,19 +35,32 @@ def test_checkpointing_costs_a_third_more_arithmetic_and_keeps_a_fifth(ours):
     assert recomputed.saved_gib / ours.saved_gib < 0.2
 
 
-@pytest.mark.parametrize("resolution", [256, 768])
-@pytest.mark.parametrize("dropout", [0, 0.1])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_plan_expects_what_the_forward_pass_keeps(resolution, dropout, checkpointing, dtype):
+@pytest.mark.parametrize(
+    ("family", "resolution", "dtype"),
+    [
+        *(("sd1", 256, dtype) for dtype in (torch.bfloat16, torch.float32)),
+        *(("sd1", 768, dtype) for dtype in (torch.bfloat16, torch.float32)),
+        ("sd2", 768, torch.bfloat16),
+        ("sdxl", 1024, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("kind", ["plain", "dropout", "checkpointing"])
+def test_the_plan_expects_what_the_forward_pass_keeps(family, resolution, kind, dtype):
     kept = step_work(
-        resolution=resolution, dropout=dropout, checkpointing=checkpointing, dtype=dtype
+        family=family,
+        resolution=resolution,
+        dropout=0.1 if kind == "dropout" else 0,
+        checkpointing=kind == "checkpointing",
+        dtype=dtype,
     )
-    planned = saved_bytes(
-        resolution,
-        dropout=dropout > 0,
-        checkpointing=checkpointing,
-        full_precision=dtype == torch.float32,
+    planned = FAMILIES[family].memory.saved_bytes(
+        resolution**2, kind, full_precision=dtype == torch.float32
     )
     assert kept.saved_gib * GIB == pytest.approx(planned, rel=0.15, abs=0.03 * GIB)
     assert kept.saved_gib * GIB < 1.02 * planned
+
+
+def test_dropout_beside_checkpointing_is_recomputed_too():
+    both = step_work(dropout=0.1, checkpointing=True).saved_gib * GIB
+    planned = FAMILIES["sd1"].memory.saved_bytes(512**2, "checkpointing", full_precision=False)
+    assert both == pytest.approx(planned, rel=0.15)

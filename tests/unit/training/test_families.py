@@ -1,0 +1,269 @@
+"""Each family of base models trains as its own script does, resumes, and comes back in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft.tuners.lora import LoraLayer
+
+from tests.unit.training import test_parity as parity
+from tests.unit.training.builders import (
+    CPU,
+    build,
+    command,
+    digests,
+    largest_difference,
+    last_checkpoint,
+    read_usable,
+    run,
+)
+from tests.unit.training.test_whole_jobs import INTRICATE
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.errors import ErrorCode, JobError
+from worker.contract.pipe import FinishedEvent, StoppedEvent
+from worker.training.adapter import remove_adapter
+from worker.training.base_model import BaseModelShelf, load_base_model
+from worker.training.device import arithmetic_for
+from worker.training.evaluate import fixed_loss
+from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
+from worker.training.step import optimizer_step
+
+FAMILIES = ["sd1", "sd2", "sdxl"]
+NEWER = FAMILIES[1:]
+PIPELINES = {
+    "sd1": StableDiffusionPipeline,
+    "sd2": StableDiffusionPipeline,
+    "sdxl": StableDiffusionXLPipeline,
+}
+
+
+def job(tiny_families, family, pictures, folder, **rules):
+    return command(tiny_families[family], pictures, folder, family=family, **rules)
+
+
+def plain_pipeline(folder: Path, family: str):
+    pipeline = PIPELINES[family].from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("family", NEWER)
+def test_five_steps_give_the_weights_of_the_family_s_script(
+    tiny_families, pictures, tmp_path, family, batch
+):
+    order = job(
+        tiny_families,
+        family,
+        pictures[:4],
+        tmp_path,
+        **parity.RULES,
+        train_batch_size=batch,
+        adam_epsilon=1e-4,
+    )
+    start, trained = parity.ours(order)
+    assert largest_difference(start, trained) > 1e-3
+    assert largest_difference(trained, parity.reference(order)) < 1e-6
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_in_double_precision_they_differ_by_far_less_than_a_step(
+    tiny_families, pictures, tmp_path, family
+):
+    order = job(tiny_families, family, pictures[:4], tmp_path, **parity.RULES, train_batch_size=2)
+    _, trained = parity.ours(order, double=True)
+    assert largest_difference(trained, parity.reference(order, double=True)) < 5e-7
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captions_are_encoded_as_the_family_s_pipeline_encodes_prompts(
+    tiny_families, pictures, tmp_path, family
+):
+    order = job(tiny_families, family, pictures, tmp_path)
+    _, _, lesson = build(order)
+    data, pipeline = lesson.dataset, plain_pipeline(tiny_families[family], family)
+    for picture, image in enumerate(order.images):
+        encoded = pipeline.encode_prompt(
+            image.caption, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        place = data.captions[picture]
+        assert torch.equal(data.embeddings.states[place], encoded[0][0])
+        if family == "sdxl":
+            assert torch.equal(data.embeddings.pooled[place], encoded[2][0])
+        else:
+            assert data.embeddings.pooled is data.time_ids is None
+
+
+def test_xl_is_told_original_size_corner_and_target_size_of_each_picture_and_its_mirror_image(
+    tiny_families, pictures, tmp_path
+):
+    order = job(tiny_families, "sdxl", pictures, tmp_path, random_flip=True)
+    _, _, lesson = build(order)
+    sizes = [(picture.height, picture.width) for picture, _ in read_usable(order)]
+    found = lesson.dataset.time_ids
+    assert found.shape == (len(pictures), 2, 6)
+    assert found.dtype == torch.float32
+    assert torch.equal(found[:, 0], found[:, 1])
+    assert len(set(sizes)) > 2
+    for (height, width), ids in zip(sizes, found[:, 0].tolist(), strict=True):
+        assert ids[:2] == [height, width]
+        assert ids[4:] == [64, 64]
+        scale = 64 / min(height, width)
+        corner = [(height * scale - 64) / 2, (width * scale - 64) / 2]
+        assert ids[2:4] == pytest.approx(corner, abs=1)
+        assert min(ids[2:4]) == 0
+
+
+def test_each_picture_of_a_batch_keeps_its_own_caption_and_sizes(tiny_families, pictures, tmp_path):
+    """A batch of four gives what four steps of accumulation give, time ids and pooled text too."""
+    trained = [
+        parity.accumulated(
+            tiny_families["sdxl"], pictures, tmp_path, *sizes, double=True, family="sdxl"
+        )
+        for sizes in ((4, 1), (1, 4))
+    ]
+    assert largest_difference(*trained) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("family", NEWER)
+def test_a_job_stopped_in_the_middle_ends_bit_identical(
+    tiny_families, pictures, tmp_path, family, precision
+):
+    rules = {
+        **INTRICATE,
+        "mixed_precision": precision,
+        "caption_dropout_rate": 0.3,
+        "random_flip": True,
+    }
+    shelf = BaseModelShelf()
+    whole, _ = run(job(tiny_families, family, pictures, tmp_path / "whole", **rules), shelf)
+    assert isinstance(whole, FinishedEvent)
+    stopped, events = run(
+        job(tiny_families, family, pictures, tmp_path / "stopped", **rules), shelf, stop_after=3
+    )
+    assert isinstance(stopped, StoppedEvent)
+    rules["resume_from"] = last_checkpoint(events)
+    again, _ = run(job(tiny_families, family, pictures, tmp_path / "resumed", **rules), shelf)
+    assert again.metadata["resumed_at_step"] == 3
+    assert again.metadata["resumed_exactly"]
+    assert digests(again) == digests(whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_pipeline_loads_either_file_and_draws_what_the_trained_one_draws(
+    tiny_families, pictures, tmp_path, family
+):
+    order = job(
+        tiny_families, family, pictures, tmp_path, target_modules="attn-mlp", learning_rate=1e-2
+    )
+    ended, _ = run(order)
+    assert isinstance(ended, FinishedEvent)
+    trained = plain_pipeline(tiny_families[family], family)
+    before = drawn_by(trained)
+    unet = in_memory(order)
+    trained.unet.add_adapter(unet.peft_config["default"])
+    trained.unet.load_state_dict(unet.state_dict())
+    trained.unet.eval()
+    expected = drawn_by(trained)
+    assert not torch.equal(expected, before)
+    for name in (DIFFUSERS_FILE, KOHYA_FILE):
+        reloaded = plain_pipeline(tiny_families[family], family)
+        reloaded.load_lora_weights(str(Path(order.output_dir) / name))
+        layers = [part for part in reloaded.unet.modules() if isinstance(part, LoraLayer)]
+        assert {scale for part in layers for scale in part.scaling.values()} == {2.0}
+        assert torch.equal(drawn_by(reloaded), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loaded_parts_draw_what_a_plain_pipeline_draws(tiny_families, pictures, tmp_path, family):
+    model, _, _ = build(job(tiny_families, family, pictures, tmp_path))
+    remove_adapter(model.unet)
+    plain = plain_pipeline(tiny_families[family], family)
+    painter = model.family.painter(model.vae, model.unet, plain.scheduler)
+    painter.set_progress_bar_config(disable=True)
+    prompt, negative = (
+        model.family.encode(model.text_encoders, text) for text in ("a red circle", "blue")
+    )
+    drawn = drawn_by(painter, **model.family.painter_prompts(prompt, negative))
+    expected = drawn_by(plain, prompt="a red circle", negative_prompt="blue")
+    assert torch.allclose(drawn, expected, atol=1e-4)
+    assert not torch.allclose(drawn, drawn_by(plain, prompt="a line"), atol=1e-2)
+
+
+def in_memory(order):
+    """The UNet as the same job leaves it, with PEFT's adapter on."""
+    model, trainee, lesson = build(order)
+    for _ in range(lesson.plan.total_steps):
+        optimizer_step(trainee, lesson)
+        trainee.step += 1
+    return model.unet
+
+
+def drawn_by(pipeline, **prompts) -> torch.Tensor:
+    return torch.from_numpy(
+        pipeline(
+            **(prompts or {"prompt": "a red circle"}),
+            num_inference_steps=2,
+            height=64,
+            width=64,
+            output_type="np",
+            generator=torch.Generator().manual_seed(3),
+        ).images
+    )
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_the_loss_at_fixed_timesteps_falls(tiny_families, pictures, tmp_path, family):
+    order = job(tiny_families, family, pictures, tmp_path, max_train_steps=60, learning_rate=1e-3)
+    _, trainee, lesson = build(order)
+    before = fixed_loss(trainee, lesson)
+    assert fixed_loss(trainee, lesson) == before
+    for _ in range(60):
+        optimizer_step(trainee, lesson)
+        trainee.step += 1
+    assert fixed_loss(trainee, lesson) < before * 0.985
+
+
+@pytest.mark.parametrize("said", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_another_family_is_refused_with_both_names(tiny_families, family, said):
+    entry = BaseModelEntry(name="mine", location=str(tiny_families[family]), family=said)
+    if family == said:
+        model = load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)
+        assert model.family.name == family
+        return
+    with pytest.raises(JobError, match="The base model mine is of the family") as caught:
+        load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)
+    assert caught.value.code is ErrorCode.BASE_MODEL_UNAVAILABLE
+    assert f"{family!r}, and its row in the catalogue says {said!r}" in caught.value.message
+    assert str(tiny_families[family]) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "says"),
+    [
+        ("text_encoder_2/config.json", "projection_dim", 40, "cannot be loaded"),
+        ("unet/config.json", "addition_embed_type", "image", "cannot be loaded"),
+    ],
+)
+def test_an_xl_whose_parts_do_not_fit_is_refused(tiny_families, tmp_path, file, name, value, says):
+    folder = shutil.copytree(tiny_families["sdxl"], tmp_path / "broken")
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | {name: value}))
+    entry = BaseModelEntry(name="mine", location=str(folder), family="sdxl")
+    with pytest.raises(JobError, match=says) as caught:
+        load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)
+    assert caught.value.code is ErrorCode.BASE_MODEL_UNAVAILABLE
+
+
+def test_text_encoders_of_another_xl_are_refused(tiny_families, tmp_path):
+    folder = shutil.copytree(tiny_families["sdxl"], tmp_path / "mixed")
+    shutil.rmtree(folder / "text_encoder")
+    shutil.copytree(tiny_families["sd2"] / "text_encoder", folder / "text_encoder")
+    entry = BaseModelEntry(name="mine", location=str(folder), family="sdxl")
+    with pytest.raises(JobError, match="are not made for each other"):
+        load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)

@@ -1,0 +1,98 @@
+"""What is the UNet told beside the noisy latents? Captions encoded once, and what families add."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worker.training.families.family import Family, Shown, TextEncoder
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the UNet is told with B noisy latents.
+
+    Attributes:
+        states: `[B, 77, D]`, what it attends to.
+        pooled: `[B, P]`, the captions as a whole. time_ids: `[B, 6]`, the pictures' sizes. Both
+            for a family whose UNet asks for them.
+    """
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None = None
+    time_ids: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Conditions":
+        """The same on `device`."""
+        pooled, ids = self.pooled, self.time_ids
+        return Conditions(
+            self.states.to(device),
+            None if pooled is None else pooled.to(device),
+            None if ids is None else ids.to(device),
+        )
+
+    def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The UNet's arguments, in its dtype; time ids stay as they are."""
+        arguments: dict[str, Any] = {"encoder_hidden_states": self.states.to(dtype)}
+        if self.pooled is not None:
+            added = {"text_embeds": self.pooled.to(dtype), "time_ids": self.time_ids}
+            arguments["added_cond_kwargs"] = added
+        return arguments
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions as the UNet is given them, kept on the device.
+
+    Attributes:
+        states: `[C + 1, 77, D]`; the last one is the empty prompt's.
+        pooled: `[C + 1, P]`, likewise, for a family whose UNet asks for it.
+    """
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def told(self, places: torch.Tensor, time_ids: torch.Tensor | None) -> Conditions:
+        """The conditions of B samples: whose captions are at `places` `[B]`, and `time_ids`."""
+        pooled = None if self.pooled is None else self.pooled[places]
+        return Conditions(self.states[places], pooled, time_ids)
+
+
+@torch.no_grad()
+def encode_captions(
+    family: Family, encoders: Sequence[TextEncoder], captions: Sequence[str]
+) -> Captions:
+    """Encode each of C distinct captions, and the empty prompt, once."""
+    prompts = [family.encode(encoders, caption) for caption in [*captions, ""]]
+    pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
+    return Captions(
+        torch.cat([prompt.states for prompt in prompts]), torch.cat(pooled) if pooled else None
+    )
+
+
+def time_ids(
+    family: Family, shown: Sequence[Sequence[Shown]], device: torch.device
+) -> torch.Tensor | None:
+    """What the UNet is told of the sizes of N pictures' V variants, `[N, V, 6]`; None if nothing.
+
+    Half precision would not do: it has not all whole numbers of a picture's size.
+    """
+    ids = [[family.time_ids(variant) for variant in variants] for variants in shown]
+    return None if ids[0][0] is None else torch.tensor(ids, device=device)
+
+
+def random_conditions(
+    family: Family, unet_config: Mapping[str, Any], generator: torch.Generator
+) -> Conditions:
+    """Conditions of one sample that no caption has, to see what a UNet makes of them."""
+    states = torch.randn(1, 77, unet_config["cross_attention_dim"], generator=generator)
+    width = family.pooled_width(unet_config)
+    if width is None:
+        return Conditions(states)
+    ids = family.time_ids(Shown((512, 768), (0, 128), (512, 512)))
+    pooled = torch.randn(1, width, generator=generator)
+    return Conditions(states, pooled, torch.tensor([ids]))

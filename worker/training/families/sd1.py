@@ -1,0 +1,80 @@
+"""Stable Diffusion 1.x: one CLIP text encoder, whose last layer the UNet attends to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+from worker.contract.base_model import Family as FamilyName
+from worker.training.families.family import Prompt, Shown, TextEncoder, TextPart
+from worker.training.families.memory import UnetMemory
+
+
+class StableDiffusion1:
+    """1.4, 1.5 and what was made from them."""
+
+    name: FamilyName = "sd1"
+    pipeline: Any = StableDiffusionPipeline
+    text_parts: tuple[TextPart, ...] = (TextPart("tokenizer", "text_encoder", CLIPTextModel),)
+    memory = UnetMemory(
+        fixed=1.06,
+        saved=0.01,
+        saved_at_512={"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14},
+        backward_at_512=0.10,
+    )
+    reads_unet_config = False
+
+    def owns(self, unet_config: Mapping[str, Any]) -> bool:
+        """Its attention blocks are entered by convolutions, and it asks for states alone."""
+        return not unet_config.get("addition_embed_type") and not unet_config.get(
+            "use_linear_projection"
+        )
+
+    def encode(self, encoders: Sequence[TextEncoder], caption: str) -> Prompt:
+        """The text encoder's last hidden states, normalised."""
+        [encoder] = encoders
+        return Prompt(encoder.model(encoder.tokens(caption))[0])
+
+    def painter(self, vae: Any, unet: Any, scheduler: Any) -> Any:
+        """Without the safety checker, which no base model has to have."""
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def painter_prompts(self, prompt: Prompt, negative: Prompt) -> dict[str, torch.Tensor]:
+        """Their states."""
+        return {"prompt_embeds": prompt.states, "negative_prompt_embeds": negative.states}
+
+    def state_width(self, encoders: Sequence[TextEncoder]) -> int:
+        """The width of the text encoder."""
+        [encoder] = encoders
+        return int(encoder.model.config.hidden_size)
+
+    def pooled_width(self, unet_config: Mapping[str, Any]) -> int | None:
+        """The UNet asks for no pooled text."""
+        return None
+
+    def time_ids(self, shown: Shown) -> tuple[float, ...] | None:
+        """The UNet is told the timestep alone."""
+        return None
+
+    def kohya_path(self, path: str, unet_config: Mapping[str, Any]) -> str:
+        """Kohya's trainer has diffusers' own UNet here."""
+        return path
+
+    def version_header(self, prediction_type: str) -> dict[str, str]:
+        """Version 1; kohya marks a base that predicts velocities."""
+        return {
+            "ss_base_model_version": "sd_v1" + ("_v" if prediction_type == "v_prediction" else ""),
+            "ss_v2": "False",
+            "modelspec.architecture": "stable-diffusion-v1/lora",
+        }
