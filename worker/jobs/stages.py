@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.captions import chosen_caption
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.pipe import (
@@ -28,7 +29,7 @@ from worker.contract.pipe import (
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
 from worker.jobs.trainer_process import TrainerSlot
-from worker.storage.images import ImageFetcher, ImageProblem
+from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
 from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
 
 log = structlog.get_logger()
@@ -128,17 +129,7 @@ class StageRunner:
                 + ".",
                 transient=all(problem.transient for problem in problems),
             )
-        template = job.template_caption()
-        return [
-            ImageFile(
-                index=image.index,
-                path=str(image.path),
-                source=image.url,
-                caption=image.caption if image.caption is not None else template,
-            )
-            for image in found
-            if not isinstance(image, ImageProblem)
-        ]
+        return [_captioned(job, image) for image in found if isinstance(image, FetchedImage)]
 
     def _download_checkpoint(self, claimed: Claimed) -> str | None:
         while claimed.checkpoint is not None:
@@ -279,6 +270,24 @@ def log_stage(event: StageEvent) -> None:
         gpu_reserved_bytes=event.memory.reserved,
         gpu_peak_bytes=event.memory.peak,
         **event.fields,
+    )
+
+
+def _captioned(job: TrainingJob, image: FetchedImage) -> ImageFile:
+    """A fetched picture with the words that it is trained with."""
+    sent = job.images[image.index].caption
+    caption, source = chosen_caption(
+        message=sent,
+        file=image.caption if sent is None else None,
+        template=job.template_caption(),
+        trigger_word=job.trigger_word,
+    )
+    return ImageFile(
+        index=image.index,
+        path=str(image.path),
+        source=image.url,
+        caption=caption,
+        caption_source=source,
     )
 
 

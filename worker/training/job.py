@@ -1,7 +1,9 @@
 """One job in the trainer, top to bottom: load, read and encode, plan, train, export, verify."""
 
+import functools
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 import torch
 
+from worker.contract.dataset import PictureReport, counts
 from worker.contract.errors import ErrorCode, JobError
+from worker.contract.parameters import held_out_count
 from worker.contract.pipe import (
     Event,
     FinishedEvent,
@@ -21,7 +25,9 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
-from worker.training.cache import encode
+from worker.training.cache import as_it_is, count_tokens, encode
+from worker.training.captions import caption_orders, orders_each
+from worker.training.dataset_report import doubled, log_events, picture_reports
 from worker.training.device import (
     Arithmetic,
     arithmetic_for,
@@ -30,19 +36,26 @@ from worker.training.device import (
     free_memory_bytes,
     memory_report,
 )
-from worker.training.evaluate import fixed_losses
 from worker.training.export import export_adapter, verify_adapter
+from worker.training.framing import framing_of
 from worker.training.images import Pictures
 from worker.training.loop import StopReason
 from worker.training.plan import make_plan
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
+from worker.training.sampler import held_out
 from worker.training.step import Lesson, Trainee
 
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]
 
 _GIB = 2**30
+
+#: Folder in the outputs with a small JPEG of each picture, for the report.
+THUMBNAILS = "thumbnails"
+
+#: The adapter after the last step, for diffusers, where an earlier one is the best.
+LAST_FILE = "lora_weights_last.safetensors"
 
 
 class _Stopped(Exception):  # noqa: N818 - what happened, in one word
@@ -81,13 +94,13 @@ def run_job(
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
             model = shelf.get(command.base_model, arithmetic)
-            pictures, lesson = _prepare(command, model, report, should_stop)
+            pictures, rows, lesson = _prepare(command, model, report, should_stop)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
             training = Training(command, model, lesson, report)
             resumed = training.resume()
             if reason := training.run(should_stop):
                 return training.stopped(reason)
-            before, after = fixed_losses(training.trainee, lesson)
+            validated = training.conclude()
         with _stage("exporting", report, device, clock):
             metadata = job_metadata(
                 command,
@@ -97,13 +110,14 @@ def run_job(
                 resumed=resumed,
                 training_seconds=clock["training"],
             )
-            metadata |= {"evaluation_loss_before": before, "evaluation_loss_after": after}
+            metadata |= {"dataset": counts(rows), **validated}
             return write_result(
                 command,
                 training.trainee,
                 lesson.plan,
                 pictures,
-                adapters=_export(command, model, training.trainee, lesson),
+                rows,
+                adapters=_export(command, training.trainee, lesson),
                 metadata=metadata,
                 stage_seconds=clock,
             )
@@ -117,7 +131,7 @@ def run_job(
 
 def _prepare(
     command: TrainCommand, model: LoadedBaseModel, report: Report, should_stop: ShouldStop
-) -> tuple[Pictures, Lesson]:
+) -> tuple[Pictures, list[PictureReport], Lesson]:
     """Read and encode the pictures, plan the training; says what is not as it was asked for."""
     rules, arithmetic = command.parameters, model.arithmetic
     if arithmetic.reason:
@@ -127,37 +141,86 @@ def _prepare(
             "reason": arithmetic.reason,
         }
         report(LogEvent(event="precision_changed", fields=changed))
+    framing = framing_of(rules, command.seed)
+    thumbnails = Path(command.output_dir) / THUMBNAILS
+    thumbnails.mkdir(exist_ok=True)
     pictures = Pictures(
-        _until_told_to_stop(command.images, should_stop), rules.resolution, rules.on_bad_image
+        _until_told_to_stop(command.images, should_stop),
+        framing,
+        rules.on_bad_image,
+        thumbnails=thumbnails,
     )
-    dataset = encode(model, pictures, mirrored=rules.random_flip)
-    _warn(pictures, report)
+    dataset = encode(
+        model,
+        pictures,
+        mirrored=rules.random_flip,
+        crops=framing.crops,
+        caption_orders=_orders(command),
+    )
+    rows = picture_reports(
+        pictures,
+        count_tokens=lambda caption: count_tokens(model, caption),
+        most_tokens=model.text_encoder.config.max_position_embeddings,
+        thumbnails=thumbnails,
+    )
+    for event in log_events(rows):
+        report(event)
+    used = len(pictures.good)
+    wanted = held_out_count(rules.validation_split, used)
+    kept_away = tuple(held_out(command.seed, used, wanted, doubled=doubled(rows)))
     plan = make_plan(
         rules,
-        len(pictures.good),
+        used - wanted,
         free_bytes=free_memory_bytes(arithmetic.device),
         launch=command.launch,
+        buckets=[len(bucket) for bucket in dataset.by_bucket(without=kept_away)],
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
-    return pictures, Lesson(
-        dataset=dataset,
-        schedule=model.schedule,
-        prediction_type=rules.prediction_type or model.prediction_type,
-        parameters=rules,
-        plan=plan,
-        seed=command.seed,
-        compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
+    return (
+        pictures,
+        rows,
+        Lesson(
+            dataset=dataset,
+            schedule=model.schedule,
+            prediction_type=rules.prediction_type or model.prediction_type,
+            parameters=rules,
+            plan=plan,
+            seed=command.seed,
+            compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
+            held_out=kept_away,
+        ),
     )
 
 
-def _export(
-    command: TrainCommand, model: LoadedBaseModel, trainee: Trainee, lesson: Lesson
+def _orders(command: TrainCommand) -> Callable[[str], Sequence[str]]:
+    """The orders of its tags that each caption is trained in."""
+    rules = command.parameters
+    if not rules.shuffle_captions:
+        return as_it_is
+    most = orders_each(len({image.caption for image in command.images}))
+    return functools.partial(caption_orders, seed=command.seed, kept=rules.keep_tokens, most=most)
+
+
+def _export(command: TrainCommand, trainee: Trainee, lesson: Lesson) -> list[Path]:
+    """The adapter's files, written and loaded back; the best one, and the last beside it."""
+    folder, best = Path(command.output_dir), trainee.validation.best
+    kept = trainee.validation.best_weights
+    if not kept or best is None or best[0] == trainee.step:
+        return _export_this(command, trainee, lesson, folder)
+    with tempfile.TemporaryDirectory(dir=folder) as other:
+        for_diffusers, *_ = _export_this(command, trainee, lesson, Path(other))
+        last = for_diffusers.rename(folder / LAST_FILE)
+    trainee.put(kept)
+    return [*_export_this(command, trainee, lesson, folder), last]
+
+
+def _export_this(
+    command: TrainCommand, trainee: Trainee, lesson: Lesson, folder: Path
 ) -> list[Path]:
-    """The adapter's files, written and loaded back."""
     rules, plan = command.parameters, lesson.plan
     adapters = export_adapter(
         trainee.unet,
-        folder=Path(command.output_dir),
+        folder=folder,
         base_model_name=command.base_model.name,
         trigger_word=command.trigger_word,
         training={
@@ -191,19 +254,6 @@ def _until_told_to_stop(
         _stop_if_told(should_stop)
         yield image
     _stop_if_told(should_stop)
-
-
-def _warn(pictures: Pictures, report: Report) -> None:
-    """Of pictures that were left out, and of those that are there twice."""
-    for item in pictures.bad:
-        left_out = {"index": item.file.index, "source": item.file.source, "reason": item.reason}
-        report(LogEvent(level="warning", event="picture_left_out", fields=left_out))
-    first: dict[str, str] = {}
-    for picture in pictures.good:
-        known = first.setdefault(picture.sha256, picture.file.source)
-        if known != picture.file.source:
-            fields = {"source": picture.file.source, "same_as": known}
-            report(LogEvent(level="warning", event="picture_is_a_duplicate", fields=fields))
 
 
 @contextmanager

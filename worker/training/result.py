@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from worker.contract.dataset import PictureReport
 from worker.contract.pipe import FinishedEvent, OutputFile, TrainCommand
 from worker.training.base_model import LoadedBaseModel
 from worker.training.device import device_name
@@ -70,6 +71,7 @@ def write_result(
     trainee: Trainee,
     plan: Plan,
     pictures: Pictures,
+    rows: Sequence[PictureReport],
     *,
     adapters: Sequence[Path],
     metadata: dict[str, Any],
@@ -78,11 +80,13 @@ def write_result(
     """Write `metrics.jsonl` and `manifest.json` beside the adapter's files, and name them all."""
     folder, losses = Path(command.output_dir), trainee.losses.tolist()
     metrics = folder / "metrics.jsonl"
-    metrics.write_text(_metrics(losses, trainee.rates.tolist()))
+    curve = metadata["validation"]["curve"]
+    metrics.write_text(_metrics(losses, trainee.rates.tolist(), curve))
     files = [_described(path, "application/octet-stream") for path in adapters]
     files.append(_described(metrics, "application/jsonl"))
     manifest = folder / "manifest.json"
     content = _manifest(command, pictures) | {
+        "dataset": [row.model_dump(mode="json") for row in rows],
         "metadata": metadata,
         "versions": versions(),
         "stage_seconds": dict(stage_seconds),
@@ -100,12 +104,13 @@ def write_result(
     )
 
 
-def _metrics(losses: list[float], rates: list[float]) -> str:
-    """One JSON object a line for each step, from 1."""
-    return "".join(
-        json.dumps({"step": step, "loss": loss, "learning_rate": rate}) + "\n"
+def _metrics(losses: list[float], rates: list[float], curve: list[dict[str, float]]) -> str:
+    """One JSON object a line: for each step, from 1; then for each look at fixed pictures."""
+    steps = [
+        {"step": step, "loss": loss, "learning_rate": rate}
         for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1)
-    )
+    ]
+    return "".join(json.dumps(line) + "\n" for line in [*steps, *curve])
 
 
 def _manifest(command: TrainCommand, pictures: Pictures) -> dict[str, Any]:

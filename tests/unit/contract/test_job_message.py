@@ -111,7 +111,7 @@ def test_a_body_that_is_not_a_json_object_is_refused(body, says):
         ({"parameters": {"target_modules": "att"}}, "parameters.target_modules", "attn-mlp"),
         ({"parameters": {"batch_size": 2}}, "parameters.train_batch_size", "2 with 1 pictures"),
         ({"parameters": {"lora_rank": 4, "rank": 8}}, "parameters.lora_rank", "another name of"),
-        ({"parameters": {"center_crop": False}}, "parameters.center_crop", "can only be True"),
+        ({"parameters": {"keep_tokens": 1}}, "parameters.keep_tokens", "is for shuffle_captions"),
         ({"parameters": {"learning_rat": 1}}, "parameters.learning_rat", "mean learning_rate?"),
     ],
 )
