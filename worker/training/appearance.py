@@ -7,9 +7,9 @@ import numpy
 from PIL import Image
 
 #: A picture whose Laplacian varies less is blurred. Drawn pictures and noise with the spectrum of
-#: photographs have 150 and more at the size trained on; blurred by a Gaussian of 2 pixels, 15 and
+#: photographs have 110 and more at the size trained on; blurred by a Gaussian of 2 pixels, 19 and
 #: less: a test measures both.
-BLURRED_BELOW = 20.0
+BLURRED_BELOW = 40.0
 
 #: Pictures that differ in a smaller share of their marks are near duplicates. Of one picture
 #: compressed, halved, doubled, blurred and darkened the share is at most 0.1; of two pictures drawn

@@ -1,9 +1,8 @@
 """One job in the trainer, top to bottom: load, read and encode, plan, train, export, verify."""
 
-import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 import torch
 
-from worker.contract.dataset import PictureReport, counts
+from worker.contract.dataset import counts
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.parameters import held_out_count
 from worker.contract.pipe import (
     Event,
     FinishedEvent,
@@ -25,9 +23,7 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
-from worker.training.cache import as_it_is, count_tokens, encode
-from worker.training.captions import caption_orders, orders_each
-from worker.training.dataset_report import doubled, log_events, picture_reports
+from worker.training.dataset_report import log_events
 from worker.training.device import (
     Arithmetic,
     arithmetic_for,
@@ -37,22 +33,17 @@ from worker.training.device import (
     memory_report,
 )
 from worker.training.export import export_adapter, verify_adapter
-from worker.training.framing import framing_of
-from worker.training.images import Pictures
 from worker.training.loop import StopReason
+from worker.training.material import Material, gather
 from worker.training.plan import make_plan
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
-from worker.training.sampler import held_out
 from worker.training.step import Lesson, Trainee
 
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]
 
 _GIB = 2**30
-
-#: Folder in the outputs with a small JPEG of each picture, for the report.
-THUMBNAILS = "thumbnails"
 
 #: The adapter after the last step, for diffusers, where an earlier one is the best.
 LAST_FILE = "lora_weights_last.safetensors"
@@ -94,7 +85,7 @@ def run_job(
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
             model = shelf.get(command.base_model, arithmetic)
-            pictures, rows, lesson = _prepare(command, model, report, should_stop)
+            material, lesson = _prepare(command, model, report, should_stop)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
             training = Training(command, model, lesson, report)
             resumed = training.resume()
@@ -106,17 +97,17 @@ def run_job(
                 command,
                 model,
                 lesson.plan,
-                pictures,
+                material.pictures,
                 resumed=resumed,
                 training_seconds=clock["training"],
             )
-            metadata |= {"dataset": counts(rows), **validated}
+            metadata |= {"dataset": counts(material.rows), **validated}
             return write_result(
                 command,
                 training.trainee,
                 lesson.plan,
-                pictures,
-                rows,
+                material.pictures,
+                material.rows,
                 adapters=_export(command, training.trainee, lesson),
                 metadata=metadata,
                 stage_seconds=clock,
@@ -131,7 +122,7 @@ def run_job(
 
 def _prepare(
     command: TrainCommand, model: LoadedBaseModel, report: Report, should_stop: ShouldStop
-) -> tuple[Pictures, list[PictureReport], Lesson]:
+) -> tuple[Material, Lesson]:
     """Read and encode the pictures, plan the training; says what is not as it was asked for."""
     rules, arithmetic = command.parameters, model.arithmetic
     if arithmetic.reason:
@@ -141,64 +132,28 @@ def _prepare(
             "reason": arithmetic.reason,
         }
         report(LogEvent(event="precision_changed", fields=changed))
-    framing = framing_of(rules, command.seed)
-    thumbnails = Path(command.output_dir) / THUMBNAILS
-    thumbnails.mkdir(exist_ok=True)
-    pictures = Pictures(
-        _until_told_to_stop(command.images, should_stop),
-        framing,
-        rules.on_bad_image,
-        thumbnails=thumbnails,
-    )
-    dataset = encode(
-        model,
-        pictures,
-        mirrored=rules.random_flip,
-        crops=framing.crops,
-        caption_orders=_orders(command),
-    )
-    rows = picture_reports(
-        pictures,
-        count_tokens=lambda caption: count_tokens(model, caption),
-        most_tokens=model.text_encoder.config.max_position_embeddings,
-        thumbnails=thumbnails,
-    )
-    for event in log_events(rows):
+    images = _until_told_to_stop(command.images, should_stop)
+    material = gather(command, model, images)
+    for event in log_events(material.rows):
         report(event)
-    used = len(pictures.good)
-    wanted = held_out_count(rules.validation_split, used)
-    kept_away = tuple(held_out(command.seed, used, wanted, doubled=doubled(rows)))
     plan = make_plan(
         rules,
-        used - wanted,
+        sum(material.buckets),
         free_bytes=free_memory_bytes(arithmetic.device),
         launch=command.launch,
-        buckets=[len(bucket) for bucket in dataset.by_bucket(without=kept_away)],
+        buckets=material.buckets,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
-    return (
-        pictures,
-        rows,
-        Lesson(
-            dataset=dataset,
-            schedule=model.schedule,
-            prediction_type=rules.prediction_type or model.prediction_type,
-            parameters=rules,
-            plan=plan,
-            seed=command.seed,
-            compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
-            held_out=kept_away,
-        ),
+    return material, Lesson(
+        dataset=material.dataset,
+        schedule=model.schedule,
+        prediction_type=rules.prediction_type or model.prediction_type,
+        parameters=rules,
+        plan=plan,
+        seed=command.seed,
+        compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
+        held_out=material.held_out,
     )
-
-
-def _orders(command: TrainCommand) -> Callable[[str], Sequence[str]]:
-    """The orders of its tags that each caption is trained in."""
-    rules = command.parameters
-    if not rules.shuffle_captions:
-        return as_it_is
-    most = orders_each(len({image.caption for image in command.images}))
-    return functools.partial(caption_orders, seed=command.seed, kept=rules.keep_tokens, most=most)
 
 
 def _export(command: TrainCommand, trainee: Trainee, lesson: Lesson) -> list[Path]:

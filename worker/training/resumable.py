@@ -132,8 +132,8 @@ class Training:
         if every is None or self.trainee.step % every:
             return
         self._look()
-        rules, validation = self._lesson.parameters, self.trainee.validation
-        if validation.exhausted(rules.early_stopping_patience):
+        patience = self._lesson.parameters.early_stopping_patience
+        if self._lesson.held_out and self.trainee.validation.exhausted(patience):
             self._lesson.plan = self._lesson.plan.ended_at(self.trainee.step)
 
     def _look(self) -> None:

@@ -89,9 +89,10 @@ def in_words(points: Sequence[Point], *, held_out: int) -> str:
         return (
             f"Over-fitted after step {best[0]}: the loss on {on} {_change(base, best[1])} until "
             f"there and {_change(best[1], last[1])} until step {last[0]}; "
-            f"the adapter of step {best[0]} is the one to use."
+            f"the adapter of step {best[0]} is the result."
         )
-    return f"No sign of over-fitting: the loss on {on} {_change(base, last[1])} until the end."
+    lowest = "" if best == last else f", lowest at step {best[0]}, whose adapter is the result"
+    return f"No sign of over-fitting: the loss on {on} {_change(base, last[1])}{lowest}."
 
 
 def _change(before: float, after: float) -> str:
