@@ -15,7 +15,7 @@ import numpy
 from PIL import ExifTags, Image, ImageOps
 
 from worker.contract.dataset import Change
-from worker.training.framing import Framing, Size
+from worker.training.framing import Cut, Framing, Size, cut_at
 
 #: Formats that are read. Everything else Pillow knows stays closed to strangers' files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -39,6 +39,10 @@ _STRIP_PIXELS = 2**20
 _LYING = (5, 6, 7, 8)
 _UPRIGHT = 1
 
+#: Orientations in which the file's picture runs from the right, or from below, to what is upright.
+_FROM_THE_RIGHT = (2, 3, 6, 7)
+_FROM_BELOW = (3, 4, 7, 8)
+
 #: Longest side of what is kept of a whole picture, pixels.
 _WHOLE = 256
 
@@ -58,12 +62,14 @@ class Decoded:
     """A picture, upright and in RGB.
 
     Attributes:
-        parts: what is trained on, all of one size. whole: all of it, small.
+        parts: what is trained on, all of one size. cuts: where each lies.
+        whole: all of it, small.
         width, height: of the file, upright.
         changes: what was done to it.
     """
 
     parts: tuple[Image.Image, ...]
+    cuts: tuple[Cut, ...]
     whole: Image.Image
     width: int
     height: int
@@ -116,8 +122,10 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
     extent = drafted[1][2:] if drafted else (float(width), float(height))
     image.load()
     # Read again: some decoders have turned the picture by now.
-    lying = _orientation(image) in _LYING
-    size = framing.size_for(*((height, width) if lying else (width, height)))
+    orientation = _orientation(image)
+    lying = orientation in _LYING
+    upright = (height, width) if lying else (width, height)
+    size = framing.size_for(*upright)
     raster = size[::-1] if lying else size
     larger = min(have / (want * _REDUCING_GAP) for have, want in zip(extent, raster, strict=True))
     factor = max(1, int(larger))
@@ -125,7 +133,10 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
     # Where the file says how the camera was held.
     small.info = image.info
     reduced = (extent[0] / factor, extent[1] / factor)
-    boxes = [_box(reduced, raster, place) for place in _distinct(framing, index, reduced, raster)]
+    places = _distinct(framing, index, reduced, raster)
+    wide = upright[0] * size[1] > upright[1] * size[0]
+    reverse = orientation in (_FROM_THE_RIGHT if wide else _FROM_BELOW)
+    boxes = [_box(reduced, raster, 1 - place if reverse else place) for place in places]
     left, top, right, bottom = boxes[0]
     if (right - left, bottom - top) != reduced:
         changes.append("cropped")
@@ -135,10 +146,14 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
     whole = small.copy()
     image.close()
     whole.thumbnail((_WHOLE, _WHOLE))
-    if lying:
-        width, height = height, width
-    upright = [_upright(part, small.info) for part in parts]
-    return Decoded(tuple(upright), _upright(whole, small.info), width, height, tuple(changes))
+    return Decoded(
+        parts=tuple(_upright(part, small.info) for part in parts),
+        cuts=tuple(cut_at(upright, size, place) for place in places),
+        whole=_upright(whole, small.info),
+        width=upright[0],
+        height=upright[1],
+        changes=tuple(changes),
+    )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -27,6 +27,21 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where a part lies in its picture, in pixels of the picture scaled as the part is.
+
+    Attributes:
+        left, top: of the part. right: what is beyond it, and so the left of its mirror image.
+        size: width and height of the part.
+    """
+
+    left: int
+    top: int
+    right: int
+    size: Size
+
+
+@dataclass(frozen=True)
 class Framing:
     """How a job's pictures are cut.
 
@@ -74,6 +89,17 @@ def framing_of(rules: TrainingParameters, seed: int) -> Framing:
     one = ((rules.resolution, rules.resolution),)
     sizes = bucket_sizes(rules.resolution) if rules.aspect_ratio_buckets else one
     return Framing(sizes, 1 if rules.center_crop else RANDOM_CROPS, seed)
+
+
+def cut_at(picture: Size, size: Size, place: float) -> Cut:
+    """The largest part of the ratio of `size` of an upright picture, at a place of 0 … 1."""
+    width, height = picture
+    if width * size[1] > height * size[0]:
+        scaled = (int(size[1] * width / height), size[1])
+    else:
+        scaled = (size[0], int(size[0] * height / width))
+    left, top = (round((all_ - part) * place) for all_, part in zip(scaled, size, strict=True))
+    return Cut(left, top, scaled[0] - size[0] - left, size)
 
 
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:

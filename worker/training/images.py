@@ -15,7 +15,7 @@ from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
 from worker.training.appearance import marks, sharpness, write_thumbnail
 from worker.training.decoding import FORMATS, TooManyPixels, decode, opened
-from worker.training.framing import Framing, square
+from worker.training.framing import Cut, Framing, square
 
 #: Smallest side of a picture that is trained on, pixels.
 MIN_SIDE = 16
@@ -32,6 +32,7 @@ class Picture:
         file: where it came from, and its caption. sha256: of the file.
         width, height: of the file, after turning it upright.
         format: of the file, Pillow's name. bytes: its size. changes: what was done to it.
+        cuts: where the parts that are trained on lie in it.
         sharpness, marks: as `worker.training.appearance` has them; sharpness of what is trained on.
     """
 
@@ -42,6 +43,7 @@ class Picture:
     format: str = ""
     bytes: int = 0
     changes: tuple[Change, ...] = ()
+    cuts: tuple[Cut, ...] = ()
     sharpness: float = 0.0
     marks: int = 0
 
@@ -156,6 +158,7 @@ def read_picture(
         format=kind,
         bytes=size,
         changes=found.changes,
+        cuts=found.cuts,
         sharpness=sharpness(found.parts[0]),
         marks=marks(found.whole),
     )

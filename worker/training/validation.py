@@ -13,9 +13,9 @@ from worker.training.plan import Plan
 _LOOKS = 10
 
 #: Largest share of the training that these may take, and what a forward pass costs, in steps of one
-#: picture: 803 of 1,757 GFLOP on Stable Diffusion 1.5 (`python -m benchmarks.counted`).
+#: picture: what checkpointing computes a second time (`python -m benchmarks.counted`), rounded up.
 _SHARE = 0.03
-_PASS_COST = 0.46
+PASS_COST = 0.34
 
 #: A loss that differs by a smaller share is as good as equal.
 _EQUAL = 0.01
@@ -60,7 +60,7 @@ def steps_between(rules: TrainingParameters, plan: Plan, passes: int) -> int | N
         return rules.validation_steps
     if not rules.validation_split:
         return None
-    cheap = math.ceil(passes * _PASS_COST / (plan.group_size * _SHARE))
+    cheap = math.ceil(passes * PASS_COST / (plan.group_size * _SHARE))
     return max(math.ceil(plan.total_steps / _LOOKS), cheap)
 
 

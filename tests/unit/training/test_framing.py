@@ -4,11 +4,20 @@ from itertools import pairwise
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import ImageFile
-from worker.training.framing import RANDOM_CROPS, Framing, bucket_sizes, framing_of, square
+from worker.training.framing import (
+    RANDOM_CROPS,
+    Cut,
+    Framing,
+    bucket_sizes,
+    cut_at,
+    framing_of,
+    square,
+)
 from worker.training.images import BadPicture, read_picture
 
 
@@ -91,6 +100,44 @@ def test_a_picture_that_lies_on_its_side_gets_an_upright_bucket(tmp_path):
     assert pixels.shape == (3, 80, 48)
     assert (picture.width, picture.height) == (200, 300)
     assert "rotated" in picture.changes
+
+
+#: What turns an upright picture into what a camera that is held so sees (EXIF 2.3, tag 274).
+SEEN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+@pytest.mark.parametrize("size", [(300, 100), (100, 300)])
+def test_parts_lie_at_the_same_places_however_the_camera_was_held(tmp_path, orientation, size):
+    upright = ramp(tmp_path, *size)
+    with Image.open(upright.path) as image:
+        seen = image.transpose(SEEN[orientation])
+    exif = seen.getexif()
+    exif[0x0112] = orientation
+    seen.save(tmp_path / "seen.png", exif=exif)
+    turned = ImageFile(index=0, path=str(tmp_path / "seen.png"), source="s3://b/a.png")
+    expected, parts = read(upright, center_crop=False)
+    found, others = read(turned, center_crop=False)
+    assert torch.allclose(parts, others, atol=2.1 / 127.5)
+    assert found.cuts == expected.cuts
+    assert len(set(found.cuts)) == 4
+
+
+def test_a_cut_says_where_a_part_lies_in_the_picture_scaled_as_the_part_is(tmp_path):
+    assert cut_at((300, 100), (64, 64), 0.5) == Cut(64, 0, 64, (64, 64))
+    assert cut_at((300, 100), (64, 64), 0.0) == Cut(0, 0, 128, (64, 64))
+    assert cut_at((100, 300), (64, 64), 1.0) == Cut(0, 128, 0, (64, 64))
+    assert cut_at((300, 200), (80, 48), 0.5) == Cut(0, 2, 0, (80, 48))
+    picture, _ = read(ramp(tmp_path, 300, 100))
+    assert picture.cuts == (Cut(64, 0, 64, (64, 64)),)
 
 
 def test_random_parts_lie_side_by_side_and_a_square_picture_has_one(tmp_path):

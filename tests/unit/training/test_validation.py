@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from benchmarks.counted import step_work
 from tests.unit.training.builders import build, command, digests, last_checkpoint, run
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepEvent
@@ -15,7 +16,7 @@ from worker.training import evaluate, resumable
 from worker.training.evaluate import PASSES, fixed_loss, looked_at
 from worker.training.plan import make_plan
 from worker.training.step import Lesson
-from worker.training.validation import Validation, in_words, steps_between
+from worker.training.validation import PASS_COST, Validation, in_words, steps_between
 
 BEST, LAST = "lora_weights.safetensors", "lora_weights_last.safetensors"
 
@@ -95,14 +96,19 @@ def test_patience_counts_the_looks_since_the_lowest_loss():
         ({"validation_steps": 7}, 7),
         ({"validation_split": 0.1, "validation_steps": 7}, 7),
         ({"validation_split": 0.1, "max_train_steps": 5000}, 500),
-        ({"validation_split": 0.1, "max_train_steps": 200}, 123),
-        ({"validation_split": 0.1, "max_train_steps": 200, "train_batch_size": 4}, 31),
+        ({"validation_split": 0.1, "max_train_steps": 200}, 91),
+        ({"validation_split": 0.1, "max_train_steps": 200, "train_batch_size": 4}, 23),
     ],
 )
 def test_looks_come_at_a_tenth_of_the_job_or_as_often_as_three_percent_allow(rules, steps):
     parameters = TrainingParameters(**rules)
     plan = make_plan(parameters, 20, free_bytes=0)
     assert steps_between(parameters, plan, PASSES) == steps
+
+
+def test_a_pass_costs_about_what_the_interval_reckons_with():
+    plain, recomputed = (step_work(checkpointing=on).gflop for on in (False, True))
+    assert 0.95 * PASS_COST < (recomputed - plain) / plain < PASS_COST
 
 
 # What is looked at
