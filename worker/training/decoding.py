@@ -143,8 +143,8 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
     if (right - left) * factor * width / extent[0] < raster[0]:
         changes.append("upscaled")
     parts = [small.resize(raster, Image.Resampling.LANCZOS, box=box) for box in boxes]
-    whole = small.copy()
     image.close()
+    whole = small.reduce(max(1, max(small.size) // (2 * _WHOLE)))
     whole.thumbnail((_WHOLE, _WHOLE))
     return Decoded(
         parts=tuple(_upright(part, small.info) for part in parts),
