@@ -109,13 +109,7 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
     Lets go of the decoded picture. Raises whatever the decoder raises.
     """
     width, height = image.size
-    changes: list[Change] = []
-    if _orientation(image) != _UPRIGHT:
-        changes.append("rotated")
-    if image.mode != "RGB" or "transparency" in image.info:
-        changes.append("converted")
-    if _moves(image):
-        changes.append("first_frame")
+    changes = _made_plain(image)
     wanted = int(framing.longest * _REDUCING_GAP)
     drafted = image.draft(None, (wanted, wanted))
     # In pixels of `image` as it is decoded; a last column that is only partly there counts so.
@@ -154,6 +148,16 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
         height=upright[1],
         changes=tuple(changes),
     )
+
+
+def _made_plain(image: Image.Image) -> list[Change]:
+    """What is done to a picture before it is cut, so that it is one upright RGB picture."""
+    found: dict[Change, bool] = {
+        "rotated": _orientation(image) != _UPRIGHT,
+        "converted": image.mode != "RGB" or "transparency" in image.info,
+        "first_frame": _moves(image),
+    }
+    return [change for change, done in found.items() if done]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -15,6 +15,7 @@ from worker.training.device import device_name
 from worker.training.images import Pictures
 from worker.training.plan import Plan
 from worker.training.step import Trainee
+from worker.training.validation import Point
 
 #: Libraries whose versions a result names.
 LIBRARIES = ("torch", "diffusers", "peft", "transformers", "accelerate", "lora-worker")
@@ -80,7 +81,7 @@ def write_result(
     """Write `metrics.jsonl` and `manifest.json` beside the adapter's files, and name them all."""
     folder, losses = Path(command.output_dir), trainee.losses.tolist()
     metrics = folder / "metrics.jsonl"
-    curve = metadata["validation"]["curve"]
+    curve = trainee.validation.curve
     metrics.write_text(_metrics(losses, trainee.rates.tolist(), curve))
     files = [_described(path, "application/octet-stream") for path in adapters]
     files.append(_described(metrics, "application/jsonl"))
@@ -104,13 +105,14 @@ def write_result(
     )
 
 
-def _metrics(losses: list[float], rates: list[float], curve: list[dict[str, float]]) -> str:
+def _metrics(losses: list[float], rates: list[float], curve: Sequence[Point]) -> str:
     """One JSON object a line: for each step, from 1; then for each look at fixed pictures."""
     steps = [
         {"step": step, "loss": loss, "learning_rate": rate}
         for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1)
     ]
-    return "".join(json.dumps(line) + "\n" for line in [*steps, *curve])
+    looks = [{"step": step, "validation_loss": loss} for step, loss in curve]
+    return "".join(json.dumps(line) + "\n" for line in [*steps, *looks])
 
 
 def _manifest(command: TrainCommand, pictures: Pictures) -> dict[str, Any]:

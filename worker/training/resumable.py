@@ -20,7 +20,7 @@ from worker.training.evaluate import PASSES, base_loss, fixed_loss
 from worker.training.loop import StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.step import Lesson, Trainee
-from worker.training.validation import in_words, steps_between
+from worker.training.validation import in_words, steps_between, thinned
 
 
 class Training:
@@ -107,22 +107,22 @@ class Training:
         validation = trainee.validation
         if not validation.points or validation.points[-1][0] != trainee.step:
             self._look()
-        base = base_loss(trainee, lesson)
+        validation.base = base_loss(trainee, lesson)
         best, last = validation.best or validation.points[-1], validation.points[-1]
         step, loss = best if validation.best_weights else last
-        held_out, curve = len(lesson.held_out), [(0, base), *validation.points]
+        held_out = len(lesson.held_out)
         found = {
             "held_out_images": held_out,
-            "curve": [{"step": at, "validation_loss": value} for at, value in curve],
+            "curve": thinned(validation.curve),
             "best_step": best[0],
             "exported_step": step,
             "stopped_early": trainee.step < self._planned_steps,
             "planned_steps": self._planned_steps,
-            "says": in_words(curve, held_out=held_out),
+            "says": in_words(validation.curve, held_out=held_out),
         }
         self._log("info", "training_validated", **found)
         return {
-            "evaluation_loss_before": base,
+            "evaluation_loss_before": validation.base,
             "evaluation_loss_after": loss,
             "validation": found,
         }

@@ -17,6 +17,9 @@ _LOOKS = 10
 _SHARE = 0.03
 PASS_COST = 0.34
 
+#: Points of the curve that are sent to the backend; the metrics file has all.
+_TOLD = 50
+
 #: A loss that differs by a smaller share is as good as equal.
 _EQUAL = 0.01
 
@@ -30,16 +33,24 @@ class Validation:
 
     Attributes:
         points: in the order of the steps, without the base model's.
+        base: the loss of the base model, once it is known.
         best_weights: a copy of the adapter at the best point, where it is kept; else empty.
     """
 
     points: list[Point] = field(default_factory=list)
+    base: float | None = None
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
+    def curve(self) -> list[Point]:
+        """All that is known, from the base model on."""
+        return self.points if self.base is None else [(0, self.base), *self.points]
+
+    @property
     def best(self) -> Point | None:
-        """The first of the points with the lowest loss."""
-        return min(self.points, key=lambda point: point[1], default=None)
+        """The first of the points with the lowest loss that is a number."""
+        numbers = [point for point in self.points if not math.isnan(point[1])]
+        return min(numbers, key=lambda point: point[1], default=None)
 
     def add(self, step: int, loss: float, weights: Mapping[str, torch.Tensor] | None) -> None:
         """A look at the adapter after `step` steps; with `weights` the best ones are kept."""
@@ -62,6 +73,13 @@ def steps_between(rules: TrainingParameters, plan: Plan, passes: int) -> int | N
         return None
     cheap = math.ceil(passes * PASS_COST / (plan.group_size * _SHARE))
     return max(math.ceil(plan.total_steps / _LOOKS), cheap)
+
+
+def thinned(curve: Sequence[Point]) -> list[dict[str, float]]:
+    """A curve for a message: some 50 of its points at most, the first, best and last among them."""
+    every = math.ceil(len(curve) / _TOLD)
+    told = {*curve[::every], min(curve, key=lambda point: point[1]), curve[-1]}
+    return [{"step": step, "validation_loss": loss} for step, loss in sorted(told)]
 
 
 def in_words(points: Sequence[Point], *, held_out: int) -> str:

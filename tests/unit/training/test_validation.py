@@ -16,7 +16,7 @@ from worker.training import evaluate, resumable
 from worker.training.evaluate import PASSES, fixed_loss, looked_at
 from worker.training.plan import make_plan
 from worker.training.step import Lesson
-from worker.training.validation import PASS_COST, Validation, in_words, steps_between
+from worker.training.validation import PASS_COST, Validation, in_words, steps_between, thinned
 
 BEST, LAST = "lora_weights.safetensors", "lora_weights_last.safetensors"
 
@@ -76,6 +76,26 @@ def looks(mocker, *losses):
 )
 def test_the_curve_is_said_in_one_sentence(points, held_out, says):
     assert says in in_words(points, held_out=held_out)
+
+
+def test_a_backend_is_told_some_of_a_long_curve_with_its_ends_and_its_best():
+    curve = [(step, 1 + abs(step - 777) / 1000) for step in range(2000)]
+    told = thinned(curve)
+    assert len(told) <= 53
+    assert [told[0]["step"], told[-1]["step"]] == [0, 1999]
+    assert {"step": 777, "validation_loss": 1.0} in told
+    assert thinned(curve[:3]) == [
+        {"step": step, "validation_loss": loss} for step, loss in curve[:3]
+    ]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best():
+    validation = Validation()
+    validation.add(1, float("nan"), None)
+    assert validation.best is None
+    assert not validation.exhausted(1)
+    validation.add(2, 2.0, None)
+    assert validation.best == (2, 2.0)
 
 
 def test_patience_counts_the_looks_since_the_lowest_loss():
