@@ -59,7 +59,7 @@ def test_a_job_with_options_ends_bit_identical_after_a_resume_at_any_step(
         return tagged(command(tiny_base_model, many, tmp_path / folder, **rules))
 
     whole, _ = run(job("whole"))
-    for step in (1, 3, 4):
+    for step in (1, 4):
         _, events = run(job(f"stopped {step}"), stop_after=step)
         checkpoint = last_checkpoint(events)
         again, _ = run(job(f"resumed {step}").model_copy(update={"resume_from": checkpoint}))

@@ -300,7 +300,7 @@ def test_where_all_but_one_picture_is_bad_nothing_is_held_out_and_nothing_stops_
     assert ended.metadata["evaluation_loss_after"] == 0.7
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("step", [1, 4, 7])
 def test_the_best_adapter_and_the_early_end_survive_a_resume(
     tiny_base_model, many, tmp_path, mocker, step
 ):
