@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
+from worker.contract.captions import filled_template
 from worker.contract.errors import InvalidJob
 from worker.contract.parameters import (
     TrainingParameters,
     canonical_parameter,
+    held_out_count,
     nearest_parameter,
 )
 
@@ -39,7 +41,11 @@ class ImageReference(BaseModel):
     url: str = Field(
         min_length=1, max_length=4096, description="s3://, gs://, https:// or file:///"
     )
-    caption: str | None = Field(None, max_length=4000, description="What the picture shows.")
+    caption: str | None = Field(
+        None,
+        max_length=4000,
+        description="What the picture shows; [trigger] stands for the trigger word.",
+    )
 
     @field_validator("url")
     @classmethod
@@ -74,7 +80,9 @@ class TrainingJob(BaseModel):
     trigger_word: str | None = Field(None, max_length=100, description="Word that calls the style.")
     tags: tuple[str, ...] = Field((), max_length=100, description="Words of the caption template.")
     caption_template: str | None = Field(
-        None, max_length=1000, description="Caption of a picture without one: {trigger}, {tags}."
+        None,
+        max_length=1000,
+        description="Caption of a picture without one: {trigger} (or [trigger]), {tags}.",
     )
     parameters: TrainingParameters = Field(
         default_factory=TrainingParameters, description="Training parameters."
@@ -101,12 +109,7 @@ class TrainingJob(BaseModel):
 
     def template_caption(self) -> str:
         """The caption of a picture that has none of its own; empty without trigger and tags."""
-        tags = ", ".join(tag for tag in self.tags if tag)
-        trigger = self.trigger_word or ""
-        if self.caption_template:
-            filled = self.caption_template.replace("{trigger}", trigger).replace("{tags}", tags)
-            return " ".join(filled.split())
-        return ", ".join(part for part in (trigger, tags) if part)
+        return filled_template(self.caption_template, self.trigger_word, self.tags)
 
 
 def webhook_base(url: str) -> str:
@@ -180,14 +183,7 @@ def parse_message(
             ("image_urls", f"has {len(images)} pictures; at most {max_images} are allowed")
         )
     if job is not None:
-        batch = job.parameters.train_batch_size
-        if batch > len(job.images):
-            problems.append(
-                (
-                    "parameters.train_batch_size",
-                    f"is {batch} with {len(job.images)} pictures; send at most that many",
-                )
-            )
+        problems += _too_few_pictures(job)
     if problems or job is None:
         raise _invalid(problems, fields)
     return ParsedMessage(
@@ -196,6 +192,19 @@ def parse_message(
         ignored_fields=ignored,
         created_at=_moment(payload.get("created_at")),
     )
+
+
+def _too_few_pictures(job: TrainingJob) -> list[tuple[str, str]]:
+    """What cannot be had with so few pictures."""
+    rules, given = job.parameters, len(job.images)
+    if rules.validation_split and given == 1:
+        return [("parameters.validation_split", "holds out pictures, and there is 1; send 2")]
+    held_out = held_out_count(rules.validation_split, given)
+    if rules.train_batch_size <= given - held_out:
+        return []
+    of_them = f", of which {held_out} are held out" if held_out else ""
+    found = f"is {rules.train_batch_size} with {given} pictures{of_them}; send at most that many"
+    return [("parameters.train_batch_size", found)]
 
 
 def _moment(text: Any) -> datetime | None:

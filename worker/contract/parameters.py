@@ -32,9 +32,6 @@ SchedulerName = Literal[
 
 #: Options of the contract that this version does not train with: refused by name, never ignored.
 NOT_YET: dict[str, Any] = {
-    "aspect_ratio_buckets": False,
-    "center_crop": True,
-    "validation_split": 0.0,
     "validation_prompts": None,
 }
 
@@ -95,9 +92,15 @@ class TrainingParameters(BaseModel):
         description="Side of the square picture, pixels; where it is not said, what the base "
         "model was made with (512, 768 or 1024).",
     )
-    aspect_ratio_buckets: bool = Field(False, description="Keep each picture's aspect ratio.")
+    aspect_ratio_buckets: bool = Field(
+        False,
+        description="Train each picture near its own aspect ratio, on about as many pixels as the "
+        "square has.",
+    )
     random_flip: bool = Field(False, description="Mirror pictures at random.")
-    center_crop: bool = Field(True, description="Crop the centre (false: at random).")
+    center_crop: bool = Field(
+        True, description="Crop the centre; false: at 4 places drawn at random, in turn."
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
         "fp16", description="Arithmetic of the frozen base on a GPU; the adapter stays fp32."
     )
@@ -119,13 +122,39 @@ class TrainingParameters(BaseModel):
     caption_dropout_rate: float = Field(
         0.0, ge=0, le=1, description="Share of samples trained with the empty prompt."
     )
+    shuffle_captions: bool = Field(
+        False, description="The comma-separated tags of a caption in another order each pass."
+    )
+    keep_tokens: int = Field(
+        0, ge=0, le=75, description="First tags that stay in place; needs shuffle_captions."
+    )
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
         None, description="What the UNet predicts; by default what the base model says."
     )
     seed: int | None = Field(
         None, ge=0, le=2**63 - 1, description="Seed; from the job id by default. Echoed."
     )
-    validation_split: float = Field(0.0, ge=0, le=0.5, description="Share of held-out pictures.")
+    validation_split: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Share of the pictures that is held out of the training, at least one; the "
+        "adapter with the lowest loss on them is the result.",
+    )
+    validation_steps: int | None = Field(
+        None,
+        ge=1,
+        le=50_000,
+        description="Optimizer steps between two validations; by default about a tenth of the "
+        "job with validation_split, else none but before and after.",
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="End the training after so many validations without a lower loss; needs "
+        "validation_split.",
+    )
     validation_prompts: tuple[str, ...] | None = Field(None, description="Prompts for previews.")
     num_validation_images: int = Field(4, ge=1, le=16, description="Previews a prompt.")
     base_model: str | None = Field(
@@ -158,6 +187,23 @@ class TrainingParameters(BaseModel):
                 raise ValueError(f"{name!r} is not a module name such as to_q or to_out.0")
         return value
 
+    @field_validator("keep_tokens")
+    @classmethod
+    def _kept_where_others_move(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("shuffle_captions"):
+            raise ValueError("is for shuffle_captions, which is false; send it as true")
+        return value
+
+    @field_validator("early_stopping_patience")
+    @classmethod
+    def _stopped_for_pictures_never_seen(cls, value: int | None, info: ValidationInfo) -> Any:
+        if value is not None and not info.data.get("validation_split"):
+            raise ValueError(
+                "is for validation_split, which is 0: the loss on pictures that are trained on "
+                "says nothing of over-fitting"
+            )
+        return value
+
     @field_validator(*NOT_YET)
     @classmethod
     def _refuse_what_is_not_built(cls, value: Any, info: ValidationInfo) -> Any:
@@ -172,6 +218,13 @@ def for_base_model(parameters: TrainingParameters, base: BaseModelEntry) -> Trai
     if "resolution" in parameters.model_fields_set:
         return parameters
     return parameters.model_copy(update={"resolution": base.usual_resolution})
+
+
+def held_out_count(validation_split: float, pictures: int) -> int:
+    """How many of `pictures` are held out: the share, at least one, never all."""
+    if not validation_split:
+        return 0
+    return min(max(1, round(validation_split * pictures)), pictures - 1)
 
 
 def canonical_parameter(name: str) -> str | None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.dataset import CaptionSource
 from worker.contract.errors import ErrorCode
 from worker.contract.parameters import TrainingParameters
 
@@ -37,6 +38,7 @@ class ImageFile(_Line):
     path: str
     source: str
     caption: str = ""
+    caption_source: CaptionSource = "none"
 
 
 class TrainCommand(_Line):

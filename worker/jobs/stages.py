@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.captions import chosen_caption
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.parameters import for_base_model
@@ -151,17 +152,7 @@ class StageRunner:
                 + ".",
                 transient=all(problem.transient for problem in problems),
             )
-        template = job.template_caption()
-        return [
-            ImageFile(
-                index=image.index,
-                path=str(image.path),
-                source=image.url,
-                caption=image.caption if image.caption is not None else template,
-            )
-            for image in found
-            if not isinstance(image, ImageProblem)
-        ]
+        return [_captioned(job, image) for image in found if isinstance(image, FetchedImage)]
 
     def _fetch(
         self, job: TrainingJob, folder: Path, should_stop: Callable[[], bool]
@@ -309,6 +300,24 @@ def log_stage(event: StageEvent) -> None:
         gpu_reserved_bytes=event.memory.reserved,
         gpu_peak_bytes=event.memory.peak,
         **event.fields,
+    )
+
+
+def _captioned(job: TrainingJob, image: FetchedImage) -> ImageFile:
+    """A fetched picture with the words that it is trained with."""
+    sent = job.images[image.index].caption
+    caption, source = chosen_caption(
+        message=sent,
+        file=image.caption if sent is None else None,
+        template=job.template_caption(),
+        trigger_word=job.trigger_word,
+    )
+    return ImageFile(
+        index=image.index,
+        path=str(image.path),
+        source=image.url,
+        caption=caption,
+        caption_source=source,
     )
 
 

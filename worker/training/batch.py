@@ -19,14 +19,16 @@ class Batch:
     """The numbers of B samples.
 
     Attributes:
-        indices: `[4, B]`, int64: picture, variant, embedding, timestep.
+        indices: `[4, B]`, int64: row in the bucket, variant, embedding, timestep.
         normal: `[B, 2 * n + c]`, fp32: two fields of `shape` and one number a channel, flat.
         shape: a latent's, `[c, h, w]`, with n elements.
+        bucket: the one that all of them are of.
     """
 
     indices: torch.Tensor
     normal: torch.Tensor
     shape: torch.Size
+    bucket: int = 0
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`; nobody waits for it."""
@@ -36,7 +38,7 @@ class Batch:
             tensor.pin_memory().to(device, non_blocking=True)
             for tensor in (self.indices, self.normal)
         )
-        return Batch(indices, normal, self.shape)
+        return Batch(indices, normal, self.shape, self.bucket)
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -45,11 +47,11 @@ class Batch:
 
     def latents(self, data: Dataset) -> torch.Tensor:
         """Latents `[B, c, h, w]`, sampled anew from the cached posterior."""
-        return data.latents(self.indices[0], self.indices[1], self._field(0))
+        return data.latents(self.bucket, self.indices[0], self.indices[1], self._field(0))
 
     def conditions(self, data: Dataset) -> Conditions:
         """What the UNet is told beside the noisy latents."""
-        return data.told(self.indices[0], self.indices[1], self.indices[2])
+        return data.told(self.bucket, self.indices[0], self.indices[1], self.indices[2])
 
     def noise(self, offset_strength: float) -> torch.Tensor:
         """Noise `[B, c, h, w]`, with an offset a channel if there is to be one."""
@@ -65,12 +67,12 @@ class Batch:
 
 
 def make_batch(data: Dataset, samples: list[Sample], draws: list[Draw]) -> Batch:
-    """Put the draws of the samples together, on the CPU."""
+    """Put the draws of the samples together, on the CPU; their pictures are of one bucket."""
     places = [
         (
-            sample.picture,
-            int(one.flipped),
-            data.embedding_of(sample.picture, dropped=one.caption_dropped),
+            data.place_of(sample.picture)[1],
+            data.variant(one.crop, flipped=one.flipped),
+            data.embedding_of(sample.picture, order=one.order, dropped=one.caption_dropped),
             one.timestep,
         )
         for sample, one in zip(samples, draws, strict=True)
@@ -79,4 +81,9 @@ def make_batch(data: Dataset, samples: list[Sample], draws: list[Draw]) -> Batch
         torch.cat([one.latent.flatten(), one.noise.flatten(), one.offset.flatten()])
         for one in draws
     ]
-    return Batch(torch.tensor(places).t().contiguous(), torch.stack(normal), data.latent_shape)
+    return Batch(
+        torch.tensor(places).t().contiguous(),
+        torch.stack(normal),
+        draws[0].latent.shape,
+        data.place_of(samples[0].picture)[0],
+    )

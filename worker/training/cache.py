@@ -1,7 +1,8 @@
 """Pictures and captions, encoded once, kept on the device, keyed by picture and never by step."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -11,89 +12,183 @@ from worker.training.conditioning import Captions, Conditions, encode_captions, 
 from worker.training.families.family import Shown
 from worker.training.images import Picture
 
+#: Dimensions of the pixels of a picture of which several parts are encoded.
+_SEVERAL_PARTS = 4
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The posteriors of the pictures of one size.
+
+    Attributes:
+        pictures: which they are, one a row.
+        mean, std: the VAE's posterior, unscaled, `[N, V, 4, H/8, W/8]`. V is the number of parts of
+            a picture, twice that with mirrored pictures: each part is followed by its mirror image.
+        time_ids: what the UNet is told of sizes, `[N, V, 6]`, where the family has that.
+    """
+
+    pictures: tuple[int, ...]
+    mean: torch.Tensor
+    std: torch.Tensor
+    time_ids: torch.Tensor | None = None
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """`[4, H/8, W/8]`."""
+        return self.mean.shape[2:]
+
 
 @dataclass(frozen=True)
 class Dataset:
     """What the loop trains on.
 
     Attributes:
-        mean, std: the VAE's posterior, unscaled, `[N, V, 4, R/8, R/8]`; V is 2 with mirrored
-            pictures, else 1.
+        buckets: the latents, by size; one bucket unless pictures keep their aspect ratios.
         scaling_factor: applied once, where a latent is taken.
         embeddings: of the captions; the last one is the empty prompt's.
-        captions: index of each picture's caption in `embeddings`.
+        orders: for each picture the indices of the embeddings of its caption: as it is, and where
+            captions are shuffled with its tags in other orders.
         sha256: of each picture's file.
-        time_ids: what the UNet is told of sizes, `[N, V, 6]`, where the family has that.
+        crops: parts of a picture that are cached.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    buckets: tuple[Bucket, ...]
     scaling_factor: float
     embeddings: Captions
-    captions: tuple[int, ...]
+    orders: tuple[tuple[int, ...], ...]
     sha256: tuple[str, ...]
-    time_ids: torch.Tensor | None = None
+    crops: int = 1
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[int, int]]:
+        return {
+            picture: (number, row)
+            for number, bucket in enumerate(self.buckets)
+            for row, picture in enumerate(bucket.pictures)
+        }
 
     @property
-    def latent_shape(self) -> torch.Size:
-        """`[4, R/8, R/8]`."""
-        return self.mean.shape[2:]
+    def device(self) -> torch.device:
+        """Where the latents lie."""
+        return self.buckets[0].mean.device
+
+    @property
+    def captions(self) -> tuple[int, ...]:
+        """Index of the embedding of each picture's caption as it is."""
+        return tuple(orders[0] for orders in self.orders)
+
+    def place_of(self, picture: int) -> tuple[int, int]:
+        """Bucket and row of a picture."""
+        return self._places[picture]
+
+    def bucket_of(self, picture: int) -> Bucket:
+        """The bucket that a picture lies in."""
+        return self.buckets[self.place_of(picture)[0]]
+
+    def by_bucket(self, without: Collection[int] = ()) -> tuple[tuple[int, ...], ...]:
+        """The pictures of each bucket, leaving out some, and then empty buckets."""
+        kept = [[p for p in bucket.pictures if p not in without] for bucket in self.buckets]
+        return tuple(tuple(pictures) for pictures in kept if pictures)
 
     def latents(
-        self, pictures: torch.Tensor, variants: torch.Tensor, epsilon: torch.Tensor
+        self, bucket: int, rows: torch.Tensor, variants: torch.Tensor, epsilon: torch.Tensor
     ) -> torch.Tensor:
-        """Latents `[B, 4, R/8, R/8]` from the cached posteriors and standard normal numbers."""
-        mean, std = self.mean[pictures, variants], self.std[pictures, variants]
+        """Latents `[B, 4, H/8, W/8]` from the cached posteriors and standard normal numbers."""
+        cached = self.buckets[bucket]
+        mean, std = cached.mean[rows, variants], cached.std[rows, variants]
         return (mean + std * epsilon) * self.scaling_factor
 
     def mean_latent(self, picture: int) -> torch.Tensor:
-        """The posterior's mean of one picture as it is, `[4, R/8, R/8]`."""
-        return self.mean[picture, 0] * self.scaling_factor
+        """The posterior's mean of one picture's first part as it is, `[4, H/8, W/8]`."""
+        bucket, row = self.place_of(picture)
+        return self.buckets[bucket].mean[row, 0] * self.scaling_factor
 
     def told(
-        self, pictures: torch.Tensor, variants: torch.Tensor, captions: torch.Tensor
+        self, bucket: int, rows: torch.Tensor, variants: torch.Tensor, captions: torch.Tensor
     ) -> Conditions:
         """What the UNet is told with the latents of B samples, beside the timestep."""
-        ids = None if self.time_ids is None else self.time_ids[pictures, variants]
-        return self.embeddings.told(captions, ids)
+        ids = self.buckets[bucket].time_ids
+        return self.embeddings.told(captions, None if ids is None else ids[rows, variants])
 
-    def embedding_of(self, picture: int, *, dropped: bool) -> int:
+    def variant(self, crop: int, *, flipped: bool) -> int:
+        """Index of one part of a picture, or of its mirror image."""
+        return crop * (self.buckets[0].mean.shape[1] // self.crops) + flipped
+
+    def embedding_of(self, picture: int, *, order: int = 0, dropped: bool = False) -> int:
         """Index of the embedding of a picture's caption, or of the empty prompt's."""
-        return len(self.embeddings) - 1 if dropped else self.captions[picture]
+        return len(self.embeddings) - 1 if dropped else self.orders[picture][order]
+
+
+def as_it_is(caption: str) -> tuple[str, ...]:
+    """The one order of a caption whose tags stay in place."""
+    return (caption,)
 
 
 @torch.no_grad()
 def encode(
-    model: LoadedBaseModel, pictures: Iterable[tuple[Picture, torch.Tensor]], *, mirrored: bool
+    model: LoadedBaseModel,
+    pictures: Iterable[tuple[Picture, torch.Tensor]],
+    *,
+    mirrored: bool,
+    crops: int = 1,
+    caption_orders: Callable[[str], Sequence[str]] = as_it_is,
 ) -> Dataset:
     """Encode every picture and every distinct caption once.
 
     Args:
         model: the base model.
-        pictures: each with its pixels, `[3, R, R]`; taken one at a time and not kept.
-        mirrored: also encode each picture's mirror image.
+        pictures: each with its pixels, `[3, H, W]` or its parts, `[K, 3, H, W]`; taken one at a
+            time and not kept.
+        mirrored: also encode the mirror image of each part.
+        crops: parts that each picture counts as; one that has a single part repeats it.
+        caption_orders: the caption itself, and the other orders of its tags that are trained with.
 
     Raises:
         JobError: `INVALID_IMAGE`, the encoder gave no finite numbers for a picture.
     """
-    encoded, posteriors, side = [], [], 0
+    encoded: list[Picture] = []
+    rows: dict[tuple[int, ...], list[_Row]] = {}
     for picture, pixels in pictures:
+        size = tuple(pixels.shape[-2:])
+        mean, std = _posterior(model, picture, pixels, mirrored=mirrored)
+        times = crops * (1 + mirrored) // len(mean)
+        row = _Row(
+            picture=len(encoded),
+            mean=mean.repeat(times, 1, 1, 1),
+            std=std.repeat(times, 1, 1, 1),
+            shown=_shown(picture, mirrored=mirrored) * times,
+        )
+        rows.setdefault(size, []).append(row)
         encoded.append(picture)
-        side = pixels.shape[-1]
-        posteriors.append(_posterior(model, picture, pixels, mirrored=mirrored))
-    captions = list(dict.fromkeys(picture.file.caption for picture in encoded))
+    wordings = [tuple(caption_orders(picture.file.caption)) for picture in encoded]
+    texts = list(dict.fromkeys(text for orders in wordings for text in orders))
+    index = {text: number for number, text in enumerate(texts)}
     return Dataset(
-        mean=torch.stack([mean for mean, _ in posteriors]),
-        std=torch.stack([std for _, std in posteriors]),
+        buckets=tuple(_bucket(model, same) for same in rows.values()),
         scaling_factor=float(model.vae.config.scaling_factor),
-        embeddings=encode_captions(model.family, model.text_encoders, captions),
-        captions=tuple(captions.index(picture.file.caption) for picture in encoded),
+        embeddings=encode_captions(model.family, model.text_encoders, texts),
+        orders=tuple(tuple(index[text] for text in orders) for orders in wordings),
         sha256=tuple(picture.sha256 for picture in encoded),
-        time_ids=time_ids(
-            model.family,
-            [[_shown(picture, side)] * (2 if mirrored else 1) for picture in encoded],
-            model.arithmetic.device,
-        ),
+        crops=crops,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One picture's variants: posteriors `[V, 4, H/8, W/8]`, and what is shown by each."""
+
+    picture: int
+    mean: torch.Tensor
+    std: torch.Tensor
+    shown: list[Shown]
+
+
+def _bucket(model: LoadedBaseModel, rows: Sequence[_Row]) -> Bucket:
+    return Bucket(
+        pictures=tuple(row.picture for row in rows),
+        mean=torch.stack([row.mean for row in rows]),
+        std=torch.stack([row.std for row in rows]),
+        time_ids=time_ids(model.family, [row.shown for row in rows], model.arithmetic.device),
     )
 
 
@@ -101,7 +196,8 @@ def _posterior(
     model: LoadedBaseModel, picture: Picture, pixels: torch.Tensor, *, mirrored: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = pixels.to(model.arithmetic.device)
-    variants = [pixels, pixels.flip(-1)] if mirrored else [pixels]
+    parts = pixels if pixels.dim() == _SEVERAL_PARTS else pixels[None]
+    variants = [v for part in parts for v in ((part, part.flip(-1)) if mirrored else (part,))]
     means, stds = [], []
     for variant in variants:
         posterior = model.vae.encode(variant[None]).latent_dist
@@ -116,15 +212,15 @@ def _posterior(
     return torch.stack(means), torch.stack(stds)
 
 
-def _shown(picture: Picture, side: int) -> Shown:
-    """The middle square of a picture, after its smaller side was made `side` pixels long.
+def _shown(picture: Picture, *, mirrored: bool) -> list[Shown]:
+    """What the parts of a picture show of it, each followed by its mirror image if there is one."""
+    return [
+        Shown((picture.height, picture.width), (cut.top, left), (cut.size[1], cut.size[0]))
+        for cut in picture.cuts
+        for left in ((cut.left, cut.right) if mirrored else (cut.left,))
+    ]
 
-    Rounded as torchvision and diffusers' training script for Stable Diffusion XL do. The mirror
-    image has the same: its middle is the same distance away.
-    """
-    shorter = min(picture.width, picture.height)
-    top, left = (
-        round((int(side * length / shorter) - side) / 2)
-        for length in (picture.height, picture.width)
-    )
-    return Shown((picture.height, picture.width), (top, left), (side, side))
+
+def count_tokens(model: LoadedBaseModel, caption: str) -> int:
+    """Tokens of a caption, with start and end, however many the text encoder takes."""
+    return len(model.text_encoders[0].tokenizer(caption, verbose=False).input_ids)

@@ -14,11 +14,12 @@ import torch
 from worker.contract.parameters import TrainingParameters
 from worker.training.environment import differences
 from worker.training.step import Trainee
+from worker.training.validation import Validation
 
 _HEADER = "lora_worker"
 
 #: What the header must say.
-_SAID = {"step", "belongs_to", "made_in", "inexactly", "scaler"}
+_SAID = {"step", "belongs_to", "made_in", "inexactly", "scaler", "validation"}
 
 #: AdamW's state of one weight.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -66,12 +67,15 @@ def save_checkpoint(
     for index, moments in state.items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
     tensors |= {"losses": trainee.losses, "rates": trainee.rates}
+    best = trainee.validation.best_weights
+    tensors |= {f"best.{name}": weight for name, weight in best.items()}
     header = {
         "step": trainee.step,
         "belongs_to": belongs_to,
         "made_in": dict(made_in),
         "inexactly": list(inexactly),
         "scaler": trainee.accelerator.scaler.state_dict() if trainee.accelerator.scaler else None,
+        "validation": trainee.validation.points,
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{trainee.step:08d}.safetensors"
@@ -109,9 +113,7 @@ def load_checkpoint(
     if header["belongs_to"] != belongs_to:
         raise CheckpointUnusable("it was made with other pictures or parameters")
     _refuse_incomplete(trainee, tensors)
-    with torch.no_grad():
-        for name, weight in trainee.weights.items():
-            weight.copy_(tensors[f"adapter.{name}"])
+    trainee.put({name: tensors[f"adapter.{name}"] for name in trainee.weights})
     optimizer = trainee.optimizer.state_dict()
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -124,6 +126,12 @@ def load_checkpoint(
     trainee.losses.copy_(tensors["losses"])
     trainee.rates.copy_(tensors["rates"])
     trainee.step = int(header["step"])
+    best = {name: tensors.get(f"best.{name}") for name in trainee.weights}
+    device = trainee.losses.device
+    trainee.validation = Validation(
+        points=[(int(step), float(loss)) for step, loss in header["validation"]],
+        best_weights={name: one.to(device) for name, one in best.items() if one is not None},
+    )
     return list(dict.fromkeys([*header["inexactly"], *differences(header["made_in"], made_in)]))
 
 
@@ -149,9 +157,11 @@ def _refuse_incomplete(trainee: Trainee, tensors: Mapping[str, torch.Tensor]) ->
         for index, weight in enumerate(weights.values())
         for key in _MOMENTS
     }
+    best = {f"best.{name}": weight.shape for name, weight in weights.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    # Before the first step that was not skipped, AdamW has no state at all.
-    if found not in (wanted, wanted | moments):
+    # Before the first step that was not skipped, AdamW has no state at all; and the best adapter is
+    # kept where there is one.
+    if found not in (wanted, wanted | moments, wanted | best, wanted | moments | best):
         raise CheckpointUnusable("it does not hold the adapter and optimizer of this job")
 
 

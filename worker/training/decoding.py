@@ -1,4 +1,4 @@
-"""How does a stranger's file become a small square of RGB without costing gigabytes?
+"""How does a stranger's file become a small piece of RGB without costing gigabytes?
 
 A file of a few hundred kilobytes can unpack to any size. So its pixels are counted in its header, a
 JPEG is decoded at about the scale that is needed, and the rest is made RGB and small in strips:
@@ -9,9 +9,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy
 from PIL import ExifTags, Image, ImageOps
+
+from worker.contract.dataset import Change
+from worker.training.framing import Cut, Framing, Size, cut_at
 
 #: Formats that are read. Everything else Pillow knows stays closed to strangers' files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -33,6 +37,17 @@ _STRIP_PIXELS = 2**20
 
 #: Orientations (EXIF 2.3, tag 274) in which width and height change places.
 _LYING = (5, 6, 7, 8)
+_UPRIGHT = 1
+
+#: Orientations in which the file's picture runs from the right, or from below, to what is upright.
+_FROM_THE_RIGHT = (2, 3, 6, 7)
+_FROM_BELOW = (3, 4, 7, 8)
+
+#: Longest side of what is kept of a whole picture, pixels.
+_WHOLE = 256
+
+#: Modes that hold transparency.
+_SEE_THROUGH = ("P", "PA", "LA", "RGBA", "RGBa", "La")
 
 
 class TooManyPixels(Exception):  # noqa: N818 - a finding, not a malfunction
@@ -40,6 +55,25 @@ class TooManyPixels(Exception):  # noqa: N818 - a finding, not a malfunction
 
     def __init__(self, found: str, most: int) -> None:
         super().__init__(f"it has {found} pixels; {most / 1e6:.0f} million are the most")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, upright and in RGB.
+
+    Attributes:
+        parts: what is trained on, all of one size. cuts: where each lies.
+        whole: all of it, small.
+        width, height: of the file, upright.
+        changes: what was done to it.
+    """
+
+    parts: tuple[Image.Image, ...]
+    cuts: tuple[Cut, ...]
+    whole: Image.Image
+    width: int
+    height: int
+    changes: tuple[Change, ...]
 
 
 @contextmanager
@@ -69,35 +103,100 @@ def _millions(pixels: int) -> str:
     return f"{pixels / 1e6:.0f} million"
 
 
-def decode_square(image: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The middle of `image`, upright, RGB, `side` × `side`; and its upright width and height.
+def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
+    """The parts of `image`, picture `index` of its job, that `framing` asks for.
 
     Lets go of the decoded picture. Raises whatever the decoder raises.
     """
     width, height = image.size
-    wanted = int(side * _REDUCING_GAP)
+    changes = _made_plain(image)
+    wanted = int(framing.longest * _REDUCING_GAP)
     drafted = image.draft(None, (wanted, wanted))
     # In pixels of `image` as it is decoded; a last column that is only partly there counts so.
     extent = drafted[1][2:] if drafted else (float(width), float(height))
     image.load()
-    factor = max(1, int(min(extent) / wanted))
+    # Read again: some decoders have turned the picture by now.
+    orientation = _orientation(image)
+    lying = orientation in _LYING
+    upright = (height, width) if lying else (width, height)
+    size = framing.size_for(*upright)
+    raster = size[::-1] if lying else size
+    larger = min(have / (want * _REDUCING_GAP) for have, want in zip(extent, raster, strict=True))
+    factor = max(1, int(larger))
     small = _rgb(image, factor)
-    square = small.resize(
-        (side, side), Image.Resampling.LANCZOS, box=_middle(extent[0] / factor, extent[1] / factor)
-    )
     # Where the file says how the camera was held.
-    square.info = image.info
+    small.info = image.info
+    reduced = (extent[0] / factor, extent[1] / factor)
+    places = _distinct(framing, index, reduced, raster)
+    wide = upright[0] * size[1] > upright[1] * size[0]
+    reverse = orientation in (_FROM_THE_RIGHT if wide else _FROM_BELOW)
+    boxes = [_box(reduced, raster, 1 - place if reverse else place) for place in places]
+    left, top, right, bottom = boxes[0]
+    if (right - left, bottom - top) != reduced:
+        changes.append("cropped")
+    if (right - left) * factor * width / extent[0] < raster[0]:
+        changes.append("upscaled")
+    parts = [small.resize(raster, Image.Resampling.LANCZOS, box=box) for box in boxes]
     image.close()
-    if square.getexif().get(ExifTags.Base.Orientation, 1) in _LYING:
-        width, height = height, width
-    return ImageOps.exif_transpose(square), (width, height)
+    whole = small.reduce(max(1, max(small.size) // (2 * _WHOLE)))
+    whole.thumbnail((_WHOLE, _WHOLE))
+    return Decoded(
+        parts=tuple(_upright(part, small.info) for part in parts),
+        cuts=tuple(cut_at(upright, size, place) for place in places),
+        whole=_upright(whole, small.info),
+        width=upright[0],
+        height=upright[1],
+        changes=tuple(changes),
+    )
 
 
-def _middle(width: float, height: float) -> tuple[float, float, float, float]:
-    """The largest square in the middle: left, top, right, bottom."""
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def _made_plain(image: Image.Image) -> list[Change]:
+    """What is done to a picture before it is cut, so that it is one upright RGB picture."""
+    found: dict[Change, bool] = {
+        "rotated": _orientation(image) != _UPRIGHT,
+        "converted": image.mode != "RGB" or "transparency" in image.info,
+        "first_frame": _moves(image),
+    }
+    return [change for change, done in found.items() if done]
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+
+
+def _upright(image: Image.Image, info: dict[str | tuple[int, int], object]) -> Image.Image:
+    image.info = dict(info)
+    return ImageOps.exif_transpose(image)
+
+
+def _moves(image: Image.Image) -> bool:
+    """Whether there are more frames than the first."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:
+        # The first frame decides whether a picture can be used, not what comes after it.
+        return True
+
+
+def _distinct(
+    framing: Framing, index: int, extent: tuple[float, float], size: Size
+) -> tuple[float, ...]:
+    """The places of the parts; one where a part has no way to be moved."""
+    places = framing.places(index)
+    return places if _box(extent, size, 0.0) != _box(extent, size, 1.0) else places[:1]
+
+
+def _box(
+    extent: tuple[float, float], size: Size, place: float
+) -> tuple[float, float, float, float]:
+    """The largest part of the aspect ratio of `size`: left, top, right, bottom."""
+    width, height = extent
+    if width / size[0] > height / size[1]:
+        width = height * (size[0] / size[1])
+    else:
+        height = width * (size[1] / size[0])
+    left, top = (extent[0] - width) * place, (extent[1] - height) * place
+    return left, top, left + width, top + height
 
 
 def _rgb(image: Image.Image, factor: int) -> Image.Image:
@@ -127,7 +226,7 @@ def _to_rgb(image: Image.Image, brightest: float) -> Image.Image:
         values = numpy.asarray(image, dtype=numpy.float64)
         scaled = values.clip(0, brightest) / brightest * 255
         image = Image.fromarray(scaled.round().astype(numpy.uint8))
-    if image.mode in ("P", "PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in _SEE_THROUGH or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")

@@ -8,11 +8,14 @@ from typing import Literal
 
 import numpy
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from worker.contract.dataset import Change
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
-from worker.training.decoding import FORMATS, TooManyPixels, decode_square, opened
+from worker.training.appearance import marks, sharpness, write_thumbnail
+from worker.training.decoding import FORMATS, TooManyPixels, decode, opened
+from worker.training.framing import Cut, Framing, square
 
 #: Smallest side of a picture that is trained on, pixels.
 MIN_SIDE = 16
@@ -28,12 +31,21 @@ class Picture:
     Attributes:
         file: where it came from, and its caption. sha256: of the file.
         width, height: of the file, after turning it upright.
+        format: of the file, Pillow's name. bytes: its size. changes: what was done to it.
+        cuts: where the parts that are trained on lie in it.
+        sharpness, marks: as `worker.training.appearance` has them; sharpness of what is trained on.
     """
 
     file: ImageFile
     sha256: str
     width: int
     height: int
+    format: str = ""
+    bytes: int = 0
+    changes: tuple[Change, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    sharpness: float = 0.0
+    marks: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,9 +64,23 @@ class Pictures:
     """
 
     def __init__(
-        self, files: Iterable[ImageFile], resolution: int, on_bad_image: Literal["skip", "fail"]
+        self,
+        files: Iterable[ImageFile],
+        framing: Framing | int,
+        on_bad_image: Literal["skip", "fail"],
+        *,
+        thumbnails: Path | None = None,
     ) -> None:
-        self._files, self._resolution, self._on_bad_image = files, resolution, on_bad_image
+        """Nothing is read yet.
+
+        Args:
+            files: the job's pictures.
+            framing: how they are cut; a number is the side of a square in the middle, pixels.
+            on_bad_image: whether a picture that cannot be used is left out or ends the job.
+            thumbnails: an existing folder for a small JPEG of each usable picture.
+        """
+        self._files, self._on_bad_image, self._thumbnails = files, on_bad_image, thumbnails
+        self._framing = square(framing) if isinstance(framing, int) else framing
         self.good: list[Picture] = []
         self.bad: list[BadPicture] = []
 
@@ -66,7 +92,7 @@ class Pictures:
                 left out, or all are.
         """
         for file in self._files:
-            found = read_picture(file, self._resolution)
+            found = read_picture(file, self._framing, self._thumbnails)
             if isinstance(found, BadPicture):
                 self.bad.append(found)
                 continue
@@ -91,17 +117,29 @@ class Pictures:
         )
 
 
-def read_picture(file: ImageFile, resolution: int) -> tuple[Picture, torch.Tensor] | BadPicture:
-    """Read one file: the picture and its pixels, `[3, R, R]`, fp32 in [-1, 1]; or what is wrong."""
+def thumbnail_name(file: ImageFile) -> str:
+    """The name of a picture's thumbnail in its folder."""
+    return f"{file.index:06d}.jpg"
+
+
+def read_picture(
+    file: ImageFile, framing: Framing, thumbnails: Path | None = None
+) -> tuple[Picture, torch.Tensor] | BadPicture:
+    """Read one file: the picture and its pixels, fp32 in [-1, 1]; or what is wrong.
+
+    The pixels are `[3, H, W]`; `[K, 3, H, W]` where K different parts of it are wanted.
+    """
     try:
         with opened(file.path) as image:
+            kind = image.format or ""
             width, height = image.size
             if min(width, height) < MIN_SIDE:
                 few = f"it has {width} × {height} pixels; each side must have at least {MIN_SIDE}"
                 return BadPicture(file, few)
-            square, (width, height) = decode_square(image, resolution)
+            found = decode(image, framing, file.index)
         with Path(file.path).open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
+            size = content.tell()
     except UnidentifiedImageError:
         return BadPicture(file, f"it is not a picture in one of the formats {', '.join(FORMATS)}")
     except TooManyPixels as error:
@@ -109,5 +147,25 @@ def read_picture(file: ImageFile, resolution: int) -> tuple[Picture, torch.Tenso
     except Exception as error:
         # Decoders meet strangers' bytes and raise whatever they like; all of it means one thing.
         return BadPicture(file, f"it is damaged or cut off ({type(error).__name__})")
-    pixels = torch.from_numpy(numpy.array(square, dtype=numpy.float32)).permute(2, 0, 1)
-    return Picture(file, digest, width, height), (pixels / 127.5 - 1).contiguous()
+    if thumbnails is not None:
+        write_thumbnail(found.whole, thumbnails / thumbnail_name(file))
+    pixels = [_pixels(part) for part in found.parts]
+    picture = Picture(
+        file,
+        digest,
+        found.width,
+        found.height,
+        format=kind,
+        bytes=size,
+        changes=found.changes,
+        cuts=found.cuts,
+        sharpness=sharpness(found.parts[0]),
+        marks=marks(found.whole),
+    )
+    return picture, pixels[0] if len(pixels) == 1 else torch.stack(pixels)
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """`[3, H, W]`, fp32 in [-1, 1]."""
+    values = torch.from_numpy(numpy.array(image, dtype=numpy.float32)).permute(2, 0, 1)
+    return (values / 127.5 - 1).contiguous()

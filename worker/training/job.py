@@ -1,5 +1,6 @@
 """One job in the trainer, top to bottom: load, read and encode, plan, train, export, verify."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from worker.contract.dataset import counts
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import (
     Event,
@@ -21,7 +23,7 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
-from worker.training.cache import encode
+from worker.training.dataset_report import log_events
 from worker.training.device import (
     Arithmetic,
     arithmetic_for,
@@ -30,10 +32,9 @@ from worker.training.device import (
     free_memory_bytes,
     memory_report,
 )
-from worker.training.evaluate import fixed_losses
 from worker.training.export import export_adapter, verify_adapter
-from worker.training.images import Pictures
 from worker.training.loop import StopReason
+from worker.training.material import Material, gather
 from worker.training.plan import make_plan
 from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
@@ -44,6 +45,9 @@ Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]
 
 _GIB = 2**30
+
+#: The adapter after the last step, for diffusers, where an earlier one is the best.
+LAST_FILE = "lora_weights_last.safetensors"
 
 
 class _Stopped(Exception):  # noqa: N818 - what happened, in one word
@@ -86,7 +90,7 @@ def run_job(
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
             model = shelf.get(command.base_model, arithmetic)
-            pictures, lesson = _prepare(command, model, report, should_stop, ranks)
+            material, lesson = _prepare(command, model, report, should_stop, ranks)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
             training = Training(command, model, lesson, report, ranks)
             resumed = training.resume()
@@ -94,23 +98,24 @@ def run_job(
                 return training.stopped(reason)
             if not ranks.is_first:
                 return None
-            before, after = fixed_losses(training.trainee, lesson)
+            validated = training.conclude()
         with _stage("exporting", report, device, clock):
             metadata = job_metadata(
                 command,
                 model,
                 lesson.plan,
-                pictures,
+                material.pictures,
                 resumed=resumed,
                 training_seconds=clock["training"],
             )
-            metadata |= {"evaluation_loss_before": before, "evaluation_loss_after": after}
+            metadata |= {"dataset": counts(material.rows), **validated}
             return write_result(
                 command,
                 training.trainee,
                 lesson.plan,
-                pictures,
-                adapters=_export(command, model, training.trainee, lesson),
+                material.pictures,
+                material.rows,
+                adapters=_export(command, training.trainee, lesson),
                 metadata=metadata,
                 stage_seconds=clock,
             )
@@ -128,7 +133,7 @@ def _prepare(
     report: Report,
     should_stop: ShouldStop,
     ranks: Ranks,
-) -> tuple[Pictures, Lesson]:
+) -> tuple[Material, Lesson]:
     """Read and encode the pictures, plan the training; says what is not as it was asked for."""
     rules, arithmetic = command.parameters, model.arithmetic
     if arithmetic.reason:
@@ -138,40 +143,53 @@ def _prepare(
             "reason": arithmetic.reason,
         }
         report(LogEvent(event="precision_changed", fields=changed))
-    pictures = Pictures(
-        _until_told_to_stop(command.images, should_stop), rules.resolution, rules.on_bad_image
-    )
-    dataset = encode(model, pictures, mirrored=rules.random_flip)
-    _warn(pictures, report)
+    images = _until_told_to_stop(command.images, should_stop)
+    material = gather(command, model, images)
+    for event in log_events(material.rows):
+        report(event)
     free_bytes = free_memory_bytes(arithmetic.device, command.trainers_per_gpu)
     plan = make_plan(
         rules,
-        len(pictures.good),
+        sum(material.buckets),
         memory=model.family.memory,
         free_bytes=ranks.least(free_bytes),
         launch=command.launch,
         processes=ranks.count,
+        buckets=material.buckets,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
-    return pictures, Lesson(
-        dataset=dataset,
+    return material, Lesson(
+        dataset=material.dataset,
         schedule=model.schedule,
         prediction_type=rules.prediction_type or model.prediction_type,
         parameters=rules,
         plan=plan,
         seed=command.seed,
         compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
+        held_out=material.held_out,
     )
 
 
-def _export(
-    command: TrainCommand, model: LoadedBaseModel, trainee: Trainee, lesson: Lesson
+def _export(command: TrainCommand, trainee: Trainee, lesson: Lesson) -> list[Path]:
+    """The adapter's files, written and loaded back; the best one, and the last beside it."""
+    folder, best = Path(command.output_dir), trainee.validation.best
+    kept = trainee.validation.best_weights
+    if not kept or best is None or best[0] == trainee.step:
+        return _export_this(command, trainee, lesson, folder)
+    with tempfile.TemporaryDirectory(dir=folder) as other:
+        for_diffusers, *_ = _export_this(command, trainee, lesson, Path(other))
+        last = for_diffusers.rename(folder / LAST_FILE)
+    trainee.put(kept)
+    return [*_export_this(command, trainee, lesson, folder), last]
+
+
+def _export_this(
+    command: TrainCommand, trainee: Trainee, lesson: Lesson, folder: Path
 ) -> list[Path]:
-    """The adapter's files, written and loaded back."""
     rules, plan = command.parameters, lesson.plan
     adapters = export_adapter(
         trainee.unet,
-        folder=Path(command.output_dir),
+        folder=folder,
         base_model_name=command.base_model.name,
         trigger_word=command.trigger_word,
         training={
@@ -205,19 +223,6 @@ def _until_told_to_stop(
         _stop_if_told(should_stop)
         yield image
     _stop_if_told(should_stop)
-
-
-def _warn(pictures: Pictures, report: Report) -> None:
-    """Of pictures that were left out, and of those that are there twice."""
-    for item in pictures.bad:
-        left_out = {"index": item.file.index, "source": item.file.source, "reason": item.reason}
-        report(LogEvent(level="warning", event="picture_left_out", fields=left_out))
-    first: dict[str, str] = {}
-    for picture in pictures.good:
-        known = first.setdefault(picture.sha256, picture.file.source)
-        if known != picture.file.source:
-            fields = {"source": picture.file.source, "same_as": known}
-            report(LogEvent(level="warning", event="picture_is_a_duplicate", fields=fields))
 
 
 @contextmanager

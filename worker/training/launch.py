@@ -1,5 +1,6 @@
 """How do steps reach the device? Recorded or compiled as planned, smaller where memory is short."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -22,7 +23,10 @@ def prepare_launch(trainee: Trainee, lesson: Lesson, report: Callable[[LogEvent]
     plan, trainee.recorded = lesson.plan, None
     if not (plan.compiled or plan.recorded):
         return
-    samples = [Sample(0, place, place) for place in range(plan.micro_batch)]
+    # Steps of other buckets than the fullest stay eager, and those of shorter batches.
+    fullest = max(lesson.trained, key=len)
+    pictures = itertools.islice(itertools.cycle(fullest), plan.micro_batch)
+    samples = [Sample(0, place, picture) for place, picture in enumerate(pictures)]
     batch = drawn(lesson, samples).to(trainee.losses.device)
 
     def run(batch: Batch, share: torch.Tensor) -> torch.Tensor:

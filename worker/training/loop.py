@@ -29,6 +29,7 @@ def train(
     report: Callable[[StepEvent | LogEvent], None],
     should_stop: Callable[[], StopReason | None],
     checkpoint: Callable[[], object],
+    after_step: Callable[[], object] | None = None,
 ) -> StopReason | None:
     """Train to the end of the plan; returns why it stopped before, None if it did not.
 
@@ -39,18 +40,19 @@ def train(
             first alone.
         should_stop: looked at before each step.
         checkpoint: called every `checkpoint_seconds`.
+        after_step: called after each step, before anything is said of it; what it changes must
+            follow from the steps alone. It may end the training with a shorter plan.
 
     Raises:
         JobError: `NON_FINITE_LOSS`, with the step.
         torch.OutOfMemoryError: the smallest plan is still too large.
     """
-    total = lesson.plan.total_steps
     reported, reported_at = trainee.step, time.monotonic()
     saved_at = reported_at
     step_seconds: deque[float] = deque(maxlen=_REMEMBERED)
     trainee.unet.train()
     prepare_launch(trainee, lesson, report)
-    while trainee.step < total:
+    while trainee.step < lesson.plan.total_steps:
         if reason := should_stop():
             check_finite(trainee, reported)
             return reason
@@ -63,16 +65,18 @@ def train(
             retreat(trainee, lesson, report, too_large)
             continue
         trainee.step += 1
-        now = time.monotonic()
+        if after_step is not None:
+            after_step()
         if not trainee.ranks.is_first:
             continue  # what a clock decides is the first one's to say
-        if now - reported_at >= REPORT_SECONDS or trainee.step == total:
+        now, ended = time.monotonic(), trainee.step == lesson.plan.total_steps
+        if now - reported_at >= REPORT_SECONDS or ended:
             loss = check_finite(trainee, reported)
             now = time.monotonic()  # reading the loss waited for the device
             step_seconds.append((now - reported_at) / (trainee.step - reported))
             report(_progress(trainee, lesson, loss, statistics.median(step_seconds)))
             reported, reported_at = trainee.step, now
-        if now - saved_at >= lesson.parameters.checkpoint_seconds and trainee.step < total:
+        if now - saved_at >= lesson.parameters.checkpoint_seconds and not ended:
             checkpoint()
             saved_at = time.monotonic()
     return None

@@ -1,6 +1,7 @@
 """How many steps, in which batches, launched how? Pure, said before the first step."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from worker.contract.errors import ErrorCode, JobError
@@ -21,6 +22,7 @@ class Plan:
 
     Attributes:
         pictures: how many are trained on. group_size: pictures in one full optimizer step.
+        batch_size: pictures in one full batch, all of one bucket.
         micro_batch: pictures in one forward pass.
         steps_per_epoch, total_steps, total_epochs: optimizer steps and passes.
         gradient_checkpointing: whether activations are recomputed.
@@ -33,6 +35,7 @@ class Plan:
 
     pictures: int
     group_size: int
+    batch_size: int
     micro_batch: int
     steps_per_epoch: int
     total_steps: int
@@ -60,6 +63,10 @@ class Plan:
             return replace(self, gradient_checkpointing=True, recorded=False)
         return None
 
+    def ended_at(self, step: int) -> "Plan":
+        """The plan of a training that ends after `step` optimizer steps."""
+        return replace(self, total_steps=step, total_epochs=math.ceil(step / self.steps_per_epoch))
+
     def epoch_of(self, steps_done: int) -> int:
         """The pass that `steps_done` optimizer steps have reached, from 1."""
         return min(self.total_epochs, max(0, steps_done - 1) // self.steps_per_epoch + 1)
@@ -73,17 +80,20 @@ def make_plan(
     free_bytes: int,
     launch: StepLaunch = "auto",
     processes: int = 1,
+    buckets: Sequence[int] | None = None,
 ) -> Plan:
     """Plan a job on `pictures` usable pictures.
 
     Args:
         parameters: the job's.
-        pictures: how many can be used.
+        pictures: how many are trained on.
         memory: what the base model's family takes.
         free_bytes: the GPU's memory that is free beside the base model; 0 for a CPU, where memory
             is not planned.
         launch: how steps are launched; `auto` records long enough jobs on a GPU.
         processes: how many share the micro-batches of a step.
+        buckets: how many pictures each bucket has; by default all are in one. Each fills its own
+            batches, so that every bucket may have a shorter last one.
 
     Raises:
         JobError: `INVALID_JOB`, the batch is larger than the number of pictures.
@@ -93,10 +103,11 @@ def make_plan(
         raise JobError(
             ErrorCode.INVALID_JOB,
             f"parameters.train_batch_size is {batch}, but only {pictures} of the pictures can be "
-            "used; send a smaller batch or more pictures.",
+            "trained on; send a smaller batch or more pictures.",
         )
     group = batch * parameters.gradient_accumulation_steps
-    per_epoch = math.ceil(pictures / group)
+    batches = sum(math.ceil(size / batch) for size in buckets or [pictures])
+    per_epoch = math.ceil(batches / parameters.gradient_accumulation_steps)
     total = parameters.max_train_steps or per_epoch * parameters.num_train_epochs
     micro_batch, checkpointing = _fitting(
         parameters, memory, math.ceil(batch / processes), free_bytes
@@ -106,6 +117,7 @@ def make_plan(
     return Plan(
         pictures=pictures,
         group_size=group,
+        batch_size=batch,
         micro_batch=micro_batch,
         steps_per_epoch=per_epoch,
         total_steps=total,

@@ -6,6 +6,7 @@ and its dropout masks come from the random state of the moment, as in a step tha
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -23,7 +24,7 @@ Pass = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
 class RecordedPass:
-    """Replays a pass for batches of one size."""
+    """Replays a pass for batches of one size and bucket."""
 
     def __init__(self, run: Pass, batch: Batch, buffer: torch.nn.Parameter) -> None:
         """Record `run` on the shapes of `batch`, whose gradient lands in `buffer.grad`.
@@ -32,7 +33,7 @@ class RecordedPass:
             RuntimeError: this device or something in the pass cannot be recorded, or the replay is
                 not what a pass gives.
         """
-        self._batch = Batch(batch.indices.clone(), batch.normal.clone(), batch.shape)
+        self._batch = replace(batch, indices=batch.indices.clone(), normal=batch.normal.clone())
         self._share = torch.ones((), device=buffer.device)
         self._buffer = buffer
         buffer.grad = None
@@ -60,8 +61,9 @@ class RecordedPass:
             raise RuntimeError(f"a replayed gradient differs by {difference:g}")
 
     def fits(self, batch: Batch) -> bool:
-        """Whether the recording is for batches of this size."""
-        return batch.indices.shape == self._batch.indices.shape
+        """Whether the recording is for batches of this size and bucket."""
+        mine = self._batch
+        return (batch.indices.shape, batch.bucket) == (mine.indices.shape, mine.bucket)
 
     def __call__(self, batch: Batch, share: torch.Tensor) -> torch.Tensor:
         """What `run` does, for a batch that fits."""

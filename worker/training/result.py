@@ -8,12 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from worker.contract.dataset import PictureReport
 from worker.contract.pipe import FinishedEvent, OutputFile, TrainCommand
 from worker.training.base_model import LoadedBaseModel
 from worker.training.device import device_name
 from worker.training.images import Pictures
 from worker.training.plan import Plan
 from worker.training.step import Trainee
+from worker.training.validation import Point
 
 #: Libraries whose versions a result names.
 LIBRARIES = ("torch", "diffusers", "peft", "transformers", "accelerate", "lora-worker")
@@ -70,6 +72,7 @@ def write_result(
     trainee: Trainee,
     plan: Plan,
     pictures: Pictures,
+    rows: Sequence[PictureReport],
     *,
     adapters: Sequence[Path],
     metadata: dict[str, Any],
@@ -78,11 +81,13 @@ def write_result(
     """Write `metrics.jsonl` and `manifest.json` beside the adapter's files, and name them all."""
     folder, losses = Path(command.output_dir), trainee.losses.tolist()
     metrics = folder / "metrics.jsonl"
-    metrics.write_text(_metrics(losses, trainee.rates.tolist()))
+    curve = trainee.validation.curve
+    metrics.write_text(_metrics(losses, trainee.rates.tolist(), curve))
     files = [_described(path, "application/octet-stream") for path in adapters]
     files.append(_described(metrics, "application/jsonl"))
     manifest = folder / "manifest.json"
     content = _manifest(command, pictures) | {
+        "dataset": [row.model_dump(mode="json") for row in rows],
         "metadata": metadata,
         "versions": versions(),
         "stage_seconds": dict(stage_seconds),
@@ -100,12 +105,14 @@ def write_result(
     )
 
 
-def _metrics(losses: list[float], rates: list[float]) -> str:
-    """One JSON object a line for each step, from 1."""
-    return "".join(
-        json.dumps({"step": step, "loss": loss, "learning_rate": rate}) + "\n"
+def _metrics(losses: list[float], rates: list[float], curve: Sequence[Point]) -> str:
+    """One JSON object a line: for each step, from 1; then for each look at fixed pictures."""
+    steps = [
+        {"step": step, "loss": loss, "learning_rate": rate}
         for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1)
-    )
+    ]
+    looks = [{"step": step, "validation_loss": loss} for step, loss in curve]
+    return "".join(json.dumps(line) + "\n" for line in [*steps, *looks])
 
 
 def _manifest(command: TrainCommand, pictures: Pictures) -> dict[str, Any]:

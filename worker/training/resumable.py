@@ -16,10 +16,12 @@ from worker.training.checkpoint import (
     save_checkpoint,
 )
 from worker.training.environment import environment
+from worker.training.evaluate import PASSES, base_loss, fixed_loss
 from worker.training.loop import StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.ranks import ALONE, Ranks
 from worker.training.step import Lesson, Trainee
+from worker.training.validation import in_words, steps_between, thinned
 
 
 class Training:
@@ -59,6 +61,8 @@ class Training:
             command.base_model.name,
         )
         self._made_in = environment(model.arithmetic.device)
+        self._planned_steps = plan.total_steps
+        self._steps_between_looks = steps_between(rules, plan, PASSES)
 
     @property
     def _fits(self) -> dict[str, Any]:
@@ -97,7 +101,50 @@ class Training:
             report=self._report,
             should_stop=should_stop,
             checkpoint=self._checkpoint,
+            after_step=self._look_if_due,
         )
+
+    def conclude(self) -> dict[str, Any]:
+        """Look a last time; what is said of a training that ran to its end, early or not."""
+        trainee, lesson = self.trainee, self._lesson
+        trainee.losses = trainee.losses[: trainee.step]
+        trainee.rates = trainee.rates[: trainee.step]
+        validation = trainee.validation
+        if not validation.points or validation.points[-1][0] != trainee.step:
+            self._look()
+        validation.base = base_loss(trainee, lesson)
+        best, last = validation.best or validation.points[-1], validation.points[-1]
+        step, loss = best if validation.best_weights else last
+        held_out = len(lesson.held_out)
+        found = {
+            "held_out_images": held_out,
+            "curve": thinned(validation.curve),
+            "best_step": best[0],
+            "exported_step": step,
+            "stopped_early": trainee.step < self._planned_steps,
+            "planned_steps": self._planned_steps,
+            "says": in_words(validation.curve, held_out=held_out),
+        }
+        self._log("info", "training_validated", **found)
+        return {
+            "evaluation_loss_before": validation.base,
+            "evaluation_loss_after": loss,
+            "validation": found,
+        }
+
+    def _look_if_due(self) -> None:
+        every = self._steps_between_looks
+        if every is None or self.trainee.step % every:
+            return
+        self._look()
+        patience = self._lesson.parameters.early_stopping_patience
+        if self._lesson.held_out and self.trainee.validation.exhausted(patience):
+            self._lesson.plan = self._lesson.plan.ended_at(self.trainee.step)
+
+    def _look(self) -> None:
+        trainee, lesson = self.trainee, self._lesson
+        kept = trainee.weights if lesson.held_out else None
+        trainee.validation.add(trainee.step, fixed_loss(trainee, lesson), kept)
 
     def stopped(self, reason: StopReason) -> StoppedEvent:
         """What is said of a job that was stopped; a drained one leaves a checkpoint."""

@@ -4,7 +4,9 @@ Every random number is drawn from a generator seeded by (seed, purpose, counters
 step k needs no generator state, and a picture's noise does not depend on its neighbours.
 """
 
+import functools
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +20,13 @@ class Sample:
 
     Attributes:
         step: optimizer step, from 0. position: place in the step, from 0.
-        picture: index into the pictures that are trained on.
+        picture: index into the job's usable pictures. epoch: the pass, from 0.
     """
 
     step: int
     position: int
     picture: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Draw:
     Attributes:
         timestep: 0 … T - 1. flipped, caption_dropped: decisions.
         latent, noise: standard normal, `[4, H/8, W/8]`.
+        crop, order: which part of the picture, and which order of its caption's tags.
         offset: standard normal, `[4, 1, 1]`.
     """
 
@@ -42,6 +46,8 @@ class Draw:
     latent: torch.Tensor
     noise: torch.Tensor
     offset: torch.Tensor
+    crop: int = 0
+    order: int = 0
 
 
 def derived_seed(seed: int, purpose: str, *counters: int) -> int:
@@ -61,14 +67,78 @@ def epoch_order(seed: int, epoch: int, pictures: int) -> list[int]:
     return [int(index) for index in order]
 
 
-def step_samples(plan: Plan, seed: int, step: int) -> list[list[Sample]]:
-    """The micro-batches of one optimizer step. The last step of a pass may be shorter."""
+def held_out(seed: int, pictures: int, count: int, *, doubled: Collection[int] = ()) -> list[int]:
+    """The pictures that are not trained on, in ascending order.
+
+    Args:
+        seed: the job's.
+        pictures: usable ones in all.
+        count: how many to hold out.
+        doubled: pictures of which there is another, the last to be chosen: what is trained on says
+            nothing of over-fitting.
+    """
+    order = torch.randperm(pictures, generator=generator(seed, "held out")).tolist()
+    return sorted(sorted(order, key=lambda picture: picture in doubled)[:count])
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_batches(
+    seed: int, epoch: int, batch_size: int, buckets: tuple[tuple[int, ...], ...]
+) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """The batches of one pass, each with its bucket; each picture is in one of them.
+
+    They come in the order of their first pictures in the pass. The last batch of a bucket may be
+    shorter.
+    """
+    place = [(number, picture) for number, bucket in enumerate(buckets) for picture in bucket]
+    batches: list[tuple[int, list[int]]] = []
+    growing: dict[int, list[int]] = {}
+    for index in epoch_order(seed, epoch, len(place)):
+        bucket, picture = place[index]
+        batch = growing.get(bucket)
+        if batch is None or len(batch) == batch_size:
+            batch = growing[bucket] = []
+            batches.append((bucket, batch))
+        batch.append(picture)
+    return tuple((bucket, tuple(pictures)) for bucket, pictures in batches)
+
+
+def step_samples(
+    plan: Plan, seed: int, step: int, buckets: tuple[tuple[int, ...], ...] | None = None
+) -> list[list[Sample]]:
+    """The micro-batches of one optimizer step. The last step of a pass may be shorter.
+
+    Args:
+        plan: how many pictures go through at once, and into one step.
+        seed: the job's.
+        step: from 0.
+        buckets: the pictures that are trained on, by size; by default `plan.pictures` of one size.
+    """
+    buckets = buckets or (tuple(range(plan.pictures)),)
     epoch, place = divmod(step, plan.steps_per_epoch)
-    start = place * plan.group_size
-    chosen = epoch_order(seed, epoch, plan.pictures)[start : start + plan.group_size]
-    samples = [Sample(step, position, picture) for position, picture in enumerate(chosen)]
+    batches = epoch_batches(seed, epoch, plan.batch_size, buckets)
+    number = plan.group_size // plan.batch_size
+    by_bucket: dict[int, list[Sample]] = {}
+    position = 0
+    for bucket, batch in batches[place * number : (place + 1) * number]:
+        samples = by_bucket.setdefault(bucket, [])
+        samples += [Sample(step, position + i, picture, epoch) for i, picture in enumerate(batch)]
+        position += len(batch)
     size = plan.micro_batch
-    return [samples[i : i + size] for i in range(0, len(samples), size)]
+    return [
+        samples[i : i + size]
+        for samples in by_bucket.values()
+        for i in range(0, len(samples), size)
+    ]
+
+
+def turn(seed: int, purpose: str, sample: Sample, choices: int) -> int:
+    """Which of so many variants a picture has in this pass: each once in as many passes."""
+    if choices == 1:
+        return 0
+    cycle, place = divmod(sample.epoch, choices)
+    order = torch.randperm(choices, generator=generator(seed, purpose, sample.picture, cycle))
+    return int(order[place])
 
 
 def draw(
@@ -79,8 +149,13 @@ def draw(
     timesteps: int,
     flip: bool,
     caption_dropout_rate: float,
+    crops: int = 1,
+    orders: int = 1,
 ) -> Draw:
-    """The random numbers of one sample, always in the same order."""
+    """The random numbers of one sample, always in the same order.
+
+    `crops` and `orders` are how many parts and orders of its caption a picture has.
+    """
     source = generator(seed, "sample", sample.step, sample.position)
     choices = torch.rand(2, generator=source, dtype=torch.float64)
     return Draw(
@@ -90,4 +165,6 @@ def draw(
         latent=torch.randn(latent_shape, generator=source),
         noise=torch.randn(latent_shape, generator=source),
         offset=torch.randn((latent_shape[0], 1, 1), generator=source),
+        crop=turn(seed, "crop", sample, crops),
+        order=turn(seed, "caption order", sample, orders),
     )

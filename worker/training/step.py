@@ -1,5 +1,6 @@
 """One optimizer step: its micro-batches drawn, passed forward and backward, and AdamW."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from worker.training.plan import Plan
 from worker.training.ranks import ALONE, Ranks
 from worker.training.recording import RecordedPass
 from worker.training.sampler import Sample, derived_seed, draw, step_samples
+from worker.training.validation import Validation
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Trainee:
         losses: `[total_steps]` on the device, the mean loss of each step; NaN where none is yet.
         rates: `[total_steps]` on the device, the learning rate of each step; NaN where none is yet.
         step: optimizer steps done, skipped ones included.
+        validation: what was seen of it on fixed pictures.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
     """
@@ -42,6 +45,7 @@ class Trainee:
     losses: torch.Tensor
     rates: torch.Tensor = field(init=False)
     step: int = 0
+    validation: Validation = field(default_factory=Validation)
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
 
@@ -53,10 +57,20 @@ class Trainee:
         """The adapter's weights by name, fp32."""
         return self.adapter.weights
 
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give the adapter other weights."""
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
+
 
 @dataclass
 class Lesson:
-    """What it learns from. The plan is replaced by a smaller one where memory does not suffice."""
+    """What it learns from. The plan is replaced by a smaller one where memory does not suffice.
+
+    Attributes:
+        held_out: pictures that are not trained on. trained: the others, by bucket.
+    """
 
     dataset: Dataset
     schedule: NoiseSchedule
@@ -65,6 +79,11 @@ class Lesson:
     plan: Plan
     seed: int
     compile_cache: Path | None = None
+    held_out: tuple[int, ...] = ()
+    trained: tuple[tuple[int, ...], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trained = self.dataset.by_bucket(without=self.held_out)
 
 
 def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
@@ -73,7 +92,7 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     Each micro-batch weighs as much as it has samples, so a shorter last group counts right and
     4 × 1 equals 1 × 4.
     """
-    batches = step_samples(lesson.plan, lesson.seed, trainee.step)
+    batches = step_samples(lesson.plan, lesson.seed, trainee.step, lesson.trained)
     samples, device = sum(len(batch) for batch in batches), trainee.losses.device
     loss = torch.zeros((), device=device)
     with trainee.ranks.together():
@@ -109,19 +128,21 @@ def run_pass(trainee: Trainee, lesson: Lesson, batch: Batch, share: torch.Tensor
 
 def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
     """The numbers of a micro-batch, on the CPU."""
-    rules = lesson.parameters
+    rules, data = lesson.parameters, lesson.dataset
     draws = [
         draw(
             sample,
             seed=lesson.seed,
-            latent_shape=lesson.dataset.latent_shape,
+            latent_shape=data.bucket_of(sample.picture).latent_shape,
             timesteps=len(lesson.schedule),
             flip=rules.random_flip,
             caption_dropout_rate=rules.caption_dropout_rate,
+            crops=data.crops,
+            orders=len(data.orders[sample.picture]),
         )
         for sample in samples
     ]
-    return make_batch(lesson.dataset, samples, draws)
+    return make_batch(data, samples, draws)
 
 
 def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor:

@@ -111,7 +111,25 @@ def test_a_body_that_is_not_a_json_object_is_refused(body, says):
         ({"parameters": {"target_modules": "att"}}, "parameters.target_modules", "attn-mlp"),
         ({"parameters": {"batch_size": 2}}, "parameters.train_batch_size", "2 with 1 pictures"),
         ({"parameters": {"lora_rank": 4, "rank": 8}}, "parameters.lora_rank", "another name of"),
-        ({"parameters": {"center_crop": False}}, "parameters.center_crop", "can only be True"),
+        ({"parameters": {"keep_tokens": 1}}, "parameters.keep_tokens", "is for shuffle_captions"),
+        (
+            {"parameters": {"early_stopping_patience": 3}},
+            "parameters.early_stopping_patience",
+            "is for validation_split, which is 0",
+        ),
+        (
+            {"parameters": {"validation_split": 0.5}},
+            "parameters.validation_split",
+            "holds out pictures, and there is 1; send 2",
+        ),
+        (
+            {
+                "image_urls": ["s3://b/a.jpg", "s3://b/b.jpg"],
+                "parameters": {"validation_split": 0.01, "batch_size": 2},
+            },
+            "parameters.train_batch_size",
+            "2 with 2 pictures, of which 1 are held out",
+        ),
         ({"parameters": {"learning_rat": 1}}, "parameters.learning_rat", "mean learning_rate?"),
     ],
 )

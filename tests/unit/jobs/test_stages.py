@@ -1,6 +1,7 @@
 """The stages in the supervisor: what is trained gets stored, what is told to stop stops."""
 
 import hashlib
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,29 @@ def test_a_file_that_changes_on_the_way_is_not_stored_as_good(stages, store, tmp
         run(stages, job, slot)
     assert caught.value.code is ErrorCode.UPLOAD_FAILED
     assert caught.value.transient
+
+
+def test_each_picture_comes_with_its_caption_and_where_that_is_from(stages, store, tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"a picture")
+    (tmp_path / "b.txt").write_text("[trigger] from a file")
+    (tmp_path / "a.txt").write_text("not looked at")
+    urls = [(tmp_path / f"{name}.jpg").as_uri() for name in ("a", "b", "c")]
+    message = {
+        "job_id": "j",
+        "style_id": 1,
+        "image_urls": [{"url": urls[0], "caption": "sent with [trigger]"}, *urls[1:]],
+        "trigger_word": "zkw",
+        "tags": ["ink"],
+    }
+    job = replace(claimed(store, tmp_path), job=parse_message(json.dumps(message).encode()).job)
+    slot = FinishingSlot(tmp_path)
+    stages.run(job, slot)
+    assert [(image.caption, image.caption_source) for image in slot.command.images] == [
+        ("sent with zkw", "message"),
+        ("zkw from a file", "file"),
+        ("zkw, ink", "template"),
+    ]
 
 
 def test_a_full_disk_is_said_with_its_numbers(stages, store, tmp_path, mocker):

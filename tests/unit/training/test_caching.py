@@ -21,9 +21,9 @@ def read(mocker):
     indices: list[int] = []
     original = images.read_picture
 
-    def noted(file, resolution):
+    def noted(file, *others):
         indices.append(file.index)
-        return original(file, resolution)
+        return original(file, *others)
 
     mocker.patch.object(images, "read_picture", noted)
     return indices

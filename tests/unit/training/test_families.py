@@ -94,7 +94,7 @@ def test_captions_are_encoded_as_the_family_s_pipeline_encodes_prompts(
         if family == "sdxl":
             assert torch.equal(data.embeddings.pooled[place], encoded[2][0])
         else:
-            assert data.embeddings.pooled is data.time_ids is None
+            assert data.embeddings.pooled is data.buckets[0].time_ids is None
 
 
 def test_xl_is_told_original_size_corner_and_target_size_of_each_picture_and_its_mirror_image(
@@ -103,7 +103,7 @@ def test_xl_is_told_original_size_corner_and_target_size_of_each_picture_and_its
     order = job(tiny_families, "sdxl", pictures, tmp_path, random_flip=True)
     _, _, lesson = build(order)
     sizes = [(picture.height, picture.width) for picture, _ in read_usable(order)]
-    found = lesson.dataset.time_ids
+    found = lesson.dataset.buckets[0].time_ids
     assert found.shape == (len(pictures), 2, 6)
     assert found.dtype == torch.float32
     assert torch.equal(found[:, 0], found[:, 1])

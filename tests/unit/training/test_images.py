@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
+from worker.training.framing import square
 from worker.training.images import BadPicture, Picture, Pictures, read_picture
 
 RED = (200, 30, 40)
@@ -33,7 +34,9 @@ Found = tuple[Picture, torch.Tensor] | BadPicture
 def read(tmp_path: Path, body: bytes, resolution=64) -> Found:
     path = tmp_path / "000000"
     path.write_bytes(body)
-    return read_picture(ImageFile(index=0, path=str(path), source="s3://b/a.jpg"), resolution)
+    return read_picture(
+        ImageFile(index=0, path=str(path), source="s3://b/a.jpg"), square(resolution)
+    )
 
 
 def usable(found: Found) -> tuple[Picture, torch.Tensor]:
@@ -190,10 +193,11 @@ def test_a_large_picture_made_small_in_strips_looks_like_all_of_it_filtered(
 MEASURE = """
 import resource, sys
 from worker.contract.pipe import ImageFile
+from worker.training.framing import square
 from worker.training.images import read_picture
 
 def peak_after(path):
-    found = read_picture(ImageFile(index=0, path=path, source="s"), 512)
+    found = read_picture(ImageFile(index=0, path=path, source="s"), square(512))
     assert isinstance(found, tuple), found
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

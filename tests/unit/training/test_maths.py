@@ -143,7 +143,7 @@ def test_cached_latents_have_the_statistics_of_encoding_in_the_loop(
             posterior = model.vae.encode(pixels[None]).latent_dist
         expected = posterior.mean[0] * model.vae.config.scaling_factor
         assert torch.allclose(lesson.dataset.mean_latent(index), expected, atol=1e-6)
-        assert torch.allclose(lesson.dataset.std[index, 0], posterior.std[0], atol=1e-6)
+        assert torch.allclose(lesson.dataset.buckets[0].std[index, 0], posterior.std[0], atol=1e-6)
     captions = [lesson.dataset.embeddings.states[i] for i in lesson.dataset.captions]
     assert all(not torch.equal(a, b) for i, a in enumerate(captions) for b in captions[i + 1 :]), (
         "distinct captions must have distinct embeddings"
@@ -157,8 +157,8 @@ def test_a_mirrored_picture_is_a_variant_of_its_own(tiny_base_model, pictures, t
     data = encode(model, read, mirrored=True)
     with torch.no_grad():
         mirrored = model.vae.encode(read[1][1][None].flip(-1)).latent_dist.mean[0]
-    assert torch.allclose(data.mean[1, 1], mirrored, atol=1e-6)
-    assert not torch.allclose(data.mean[1, 0], mirrored, atol=1e-3)
+    assert torch.allclose(data.buckets[0].mean[1, 1], mirrored, atol=1e-6)
+    assert not torch.allclose(data.buckets[0].mean[1, 0], mirrored, atol=1e-3)
 
 
 def test_a_picture_that_encodes_to_nan_is_named(tiny_base_model, pictures, tmp_path):

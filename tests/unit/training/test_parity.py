@@ -64,7 +64,7 @@ def reference(order, *, double=False):
             draw(
                 sample,
                 seed=order.seed,
-                latent_shape=lesson.dataset.latent_shape,
+                latent_shape=lesson.dataset.buckets[0].latent_shape,
                 timesteps=1000,
                 flip=False,
                 caption_dropout_rate=0,

@@ -26,12 +26,16 @@ class TextEncoder:
     tokenizer: Any
     model: Any
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that it takes, start and end included. A tokenizer may not know the limit."""
+        return int(self.model.config.max_position_embeddings)
+
     def tokens(self, text: str) -> torch.Tensor:
         """`text` as `[1, 77]` on the encoder's device, cut off or filled up."""
         tokens = self.tokenizer(
             text,
-            # The text encoder's own limit: a tokenizer whose files do not say it has none.
-            max_length=self.model.config.max_position_embeddings,
+            max_length=self.most_tokens,
             padding="max_length",
             truncation=True,
             return_tensors="pt",
