@@ -1,5 +1,6 @@
 """Which base models may a job ask for? One row of `config/base_models.toml` each."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ class BaseModelEntry(BaseModel):
         family: which class of model it is; decides how it is trained and exported.
         revision: the hub's commit; ignored for a folder.
         variant: the files' variant, such as `fp16`; none for plain files.
+        license: the model hub's identifier of its licence, for the adapter's card.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +27,13 @@ class BaseModelEntry(BaseModel):
     family: Literal["sd1"] = "sd1"
     revision: str | None = None
     variant: str | None = None
+    license: str | None = None
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its id on the model hub, if it lies there."""
+        is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", self.location) and self.location[0] != "."
+        return self.location if is_id else None
 
 
 class CatalogueError(ValueError):

@@ -1,7 +1,7 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -33,7 +33,6 @@ NOT_YET: dict[str, Any] = {
     "aspect_ratio_buckets": False,
     "center_crop": True,
     "validation_split": 0.0,
-    "validation_prompts": None,
 }
 
 
@@ -119,8 +118,18 @@ class TrainingParameters(BaseModel):
         None, ge=0, le=2**63 - 1, description="Seed; from the job id by default. Echoed."
     )
     validation_split: float = Field(0.0, ge=0, le=0.5, description="Share of held-out pictures.")
-    validation_prompts: tuple[str, ...] | None = Field(None, description="Prompts for previews.")
-    num_validation_images: int = Field(4, ge=1, le=16, description="Previews a prompt.")
+    validation_prompts: tuple[Annotated[str, Field(max_length=1000)], ...] | None = Field(
+        None,
+        max_length=16,
+        description="Prompts for previews; by default three of the captions where previews are "
+        "cheap. An empty list: none.",
+    )
+    num_validation_images: int = Field(
+        4,
+        ge=1,
+        le=16,
+        description="Previews of each of validation_prompts, one a seed.",
+    )
     base_model: str | None = Field(
         None, max_length=100, description="Name in the catalogue; the operator's default if none."
     )

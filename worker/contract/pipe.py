@@ -40,7 +40,12 @@ class ImageFile(_Line):
 
 
 class TrainCommand(_Line):
-    """Train this. All paths are local; the trainer has no credentials and needs none."""
+    """Train this. All paths are local; the trainer has no credentials and needs none.
+
+    Attributes:
+        claim: how many times the job was taken up, this time included.
+        earlier_seconds: the stages that have ended already; for the job's report.
+    """
 
     type: Literal["train"] = "train"
     job_id: str
@@ -56,6 +61,8 @@ class TrainCommand(_Line):
     allow_hub: bool = False
     launch: StepLaunch = "auto"
     compile_cache_dir: str | None = None
+    claim: int = 1
+    earlier_seconds: dict[str, float] = {}
 
 
 class StopCommand(_Line):

@@ -189,6 +189,8 @@ class StageRunner:
             allow_hub=self.allow_hub,
             launch=self.step_launch,
             compile_cache_dir=str(self.compile_cache_dir) if self.compile_cache_dir else None,
+            claim=claimed.epoch,
+            earlier_seconds=dict(claimed.stage_seconds),
         )
         asked = job.parameters.time_limit_seconds or self.time_limit_seconds
 

@@ -74,7 +74,7 @@ def encode(
         mean=torch.stack([mean for mean, _ in posteriors]),
         std=torch.stack([std for _, std in posteriors]),
         scaling_factor=float(model.vae.config.scaling_factor),
-        embeddings=torch.cat([_embedding(model, caption) for caption in [*captions, ""]]),
+        embeddings=torch.cat([embed_prompt(model, caption) for caption in [*captions, ""]]),
         captions=tuple(captions.index(picture.file.caption) for picture in encoded),
         sha256=tuple(picture.sha256 for picture in encoded),
     )
@@ -99,7 +99,8 @@ def _posterior(
     return torch.stack(means), torch.stack(stds)
 
 
-def _embedding(model: LoadedBaseModel, caption: str) -> torch.Tensor:
+def embed_prompt(model: LoadedBaseModel, caption: str) -> torch.Tensor:
+    """What the UNet is given of a caption or prompt, `[1, 77, D]`."""
     tokens = model.tokenizer(
         caption,
         # The text encoder's own limit: a tokenizer whose files do not say it has none.

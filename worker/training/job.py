@@ -30,12 +30,16 @@ from worker.training.device import (
     free_memory_bytes,
     memory_report,
 )
+from worker.training.environment import environment
 from worker.training.evaluate import fixed_losses
-from worker.training.export import export_adapter, verify_adapter
+from worker.training.export import KOHYA_FILE, add_to_header, export_adapter, verify_adapter
+from worker.training.file_header import thumbnail_entry, training_facts
 from worker.training.images import Pictures
 from worker.training.loop import StopReason
+from worker.training.picture_rows import picture_rows
 from worker.training.plan import make_plan
-from worker.training.result import job_metadata, write_result
+from worker.training.previews import Drawn, draw_previews, is_cheap, previews_wanted
+from worker.training.result import job_metadata, thumbnail_folder, write_result
 from worker.training.resumable import Training
 from worker.training.step import Lesson, Trainee
 
@@ -76,12 +80,13 @@ def run_job(
         torch.cuda.reset_peak_memory_stats(device)
     compute_repeatably()
     arithmetic = arithmetic_for(command.parameters.mixed_precision, device)
-    clock: dict[str, float] = {}
+    clock = dict(command.earlier_seconds)
     try:
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
             model = shelf.get(command.base_model, arithmetic)
             pictures, lesson = _prepare(command, model, report, should_stop)
+            rows = picture_rows(pictures, thumbnail_folder(Path(command.output_dir)))
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
             training = Training(command, model, lesson, report)
             resumed = training.resume()
@@ -98,13 +103,20 @@ def run_job(
                 training_seconds=clock["training"],
             )
             metadata |= {"evaluation_loss_before": before, "evaluation_loss_after": after}
+            adapters = _export(command, model, training.trainee, lesson, pictures)
+            with _clocked("previews", clock):
+                drawn = _preview(command, model, training.trainee, lesson, should_stop)
             return write_result(
                 command,
                 training.trainee,
                 lesson.plan,
                 pictures,
-                adapters=_export(command, model, training.trainee, lesson),
+                rows,
+                adapters=adapters,
+                drawn=drawn,
                 metadata=metadata,
+                environment=environment(device),
+                memory=memory_report(device),
                 stage_seconds=clock,
             )
     except _Stopped as stopped:
@@ -151,24 +163,20 @@ def _prepare(
 
 
 def _export(
-    command: TrainCommand, model: LoadedBaseModel, trainee: Trainee, lesson: Lesson
+    command: TrainCommand,
+    model: LoadedBaseModel,
+    trainee: Trainee,
+    lesson: Lesson,
+    pictures: Pictures,
 ) -> list[Path]:
     """The adapter's files, written and loaded back."""
-    rules, plan = command.parameters, lesson.plan
+    captions = [picture.file.caption for picture in pictures.good]
     adapters = export_adapter(
         trainee.unet,
         folder=Path(command.output_dir),
         base_model_name=command.base_model.name,
         trigger_word=command.trigger_word,
-        training={
-            "learning_rate": str(rules.learning_rate),
-            "num_epochs": str(plan.total_epochs),
-            "steps": str(plan.total_steps),
-            "num_train_images": str(plan.pictures),
-            "resolution": str(rules.resolution),
-            "seed": str(command.seed),
-            "prediction_type": lesson.prediction_type,
-        },
+        training=training_facts(command, lesson, captions),
     )
     verify_adapter(
         trainee.unet,
@@ -176,6 +184,36 @@ def _export(
         fresh_unet=lambda: unet_of_same_weights(trainee.unet),
     )
     return adapters
+
+
+def _preview(
+    command: TrainCommand,
+    model: LoadedBaseModel,
+    trainee: Trainee,
+    lesson: Lesson,
+    should_stop: ShouldStop,
+) -> Drawn:
+    """Previews of the exported adapter, and the first as the thumbnail in the kohya file.
+
+    The thumbnail is part of the file's bytes, which must not depend on when a worker was told to
+    stop. So it is there exactly where it is cheap, and is drawn even then.
+    """
+    rules, folder = command.parameters, Path(command.output_dir)
+    weights = sum(weight.numel() for weight in trainee.unet.parameters())
+    cheap = is_cheap(model.arithmetic.device.type, rules.resolution, weights)
+    captions = [image.caption for image in command.images]
+    drawn = draw_previews(
+        trainee,
+        lesson,
+        model,
+        previews_wanted(rules, captions, command.trigger_word, cheap=cheap),
+        folder=folder,
+        should_stop=should_stop,
+        first_in_any_case=cheap,
+    )
+    if cheap and drawn.first is not None:
+        add_to_header(folder / KOHYA_FILE, thumbnail_entry(folder / drawn.first))
+    return drawn
 
 
 def _stop_if_told(should_stop: ShouldStop) -> None:
@@ -204,6 +242,13 @@ def _warn(pictures: Pictures, report: Report) -> None:
         if known != picture.file.source:
             fields = {"source": picture.file.source, "same_as": known}
             report(LogEvent(level="warning", event="picture_is_a_duplicate", fields=fields))
+
+
+@contextmanager
+def _clocked(name: str, clock: dict[str, float]) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    clock[name] = time.monotonic() - started
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What does a finished job say of itself? Metadata, metrics, manifest, the list of its files."""
+"""What does a finished job say of itself? Metadata, metrics, report, card, manifest, its files."""
 
 import hashlib
 import json
@@ -8,11 +8,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from worker.contract.pipe import FinishedEvent, OutputFile, TrainCommand
+from worker.contract.dataset import PictureReport
+from worker.contract.manifest import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    PREVIEWS,
+    REPORT_FILE,
+    BaseModelName,
+    Manifest,
+    TrainedPicture,
+)
+from worker.contract.pipe import FinishedEvent, MemoryReport, OutputFile, TrainCommand
+from worker.report.model_card import model_card
+from worker.report.page import report_page
+from worker.report.preview_sheet import draw_sheet
 from worker.training.base_model import LoadedBaseModel
 from worker.training.device import device_name
 from worker.training.images import Pictures
 from worker.training.plan import Plan
+from worker.training.previews import Drawn
 from worker.training.step import Trainee
 
 #: Libraries whose versions a result names.
@@ -59,10 +74,30 @@ def job_metadata(
             {"index": item.file.index, "source": item.file.source, "reason": item.reason}
             for item in pictures.bad
         ],
+        "claim": command.claim,
         **resumed,
         "training_seconds": round(training_seconds, 3),
         "steps_per_second": round(steps_here / max(training_seconds, 1e-9), 3),
     }
+
+
+#: Folder in the outputs with a small JPEG of each picture, for the report alone.
+_THUMBNAILS = "thumbnails"
+
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".md": "text/markdown; charset=utf-8",
+    ".png": "image/png",
+}
+
+
+def thumbnail_folder(output: Path) -> Path:
+    """Where the small pictures of a job go; made if it does not exist."""
+    folder = output / _THUMBNAILS
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def write_result(
@@ -70,29 +105,50 @@ def write_result(
     trainee: Trainee,
     plan: Plan,
     pictures: Pictures,
+    rows: Sequence[PictureReport],
     *,
     adapters: Sequence[Path],
+    drawn: Drawn,
     metadata: dict[str, Any],
+    environment: dict[str, str],
+    memory: MemoryReport,
     stage_seconds: Mapping[str, float],
 ) -> FinishedEvent:
-    """Write `metrics.jsonl` and `manifest.json` beside the adapter's files, and name them all."""
+    """Write what lies beside the adapter's files, the manifest last, and name them all."""
     folder, losses = Path(command.output_dir), trainee.losses.tolist()
-    metrics = folder / "metrics.jsonl"
-    metrics.write_text(_metrics(losses, trainee.rates.tolist()))
-    files = [_described(path, "application/octet-stream") for path in adapters]
-    files.append(_described(metrics, "application/jsonl"))
-    manifest = folder / "manifest.json"
-    content = _manifest(command, pictures) | {
-        "metadata": metadata,
-        "versions": versions(),
-        "stage_seconds": dict(stage_seconds),
-        "files": {file.name: file.sha256 for file in files},
-    }
-    manifest.write_text(json.dumps(content, indent=2))
-    files.append(_described(manifest, "application/json"))
+    names = [path.name for path in adapters]
+    (folder / METRICS_FILE).write_text(_metrics(losses, trainee.rates.tolist(), metadata))
+    names.append(METRICS_FILE)
+    if drawn.previews:
+        draw_sheet(drawn.previews, folder, folder / PREVIEWS / "grid.png")
+        names.append(f"{PREVIEWS}/grid.png")
+        names += [name for preview in drawn.previews for name in (preview.before, preview.after)]
+    manifest = Manifest(
+        job_id=command.job_id,
+        style_id=command.style_id,
+        trigger_word=command.trigger_word,
+        inputs=_inputs(pictures),
+        dataset=tuple(rows),
+        parameters=command.parameters.model_dump(mode="json"),
+        seed=command.seed,
+        base_model=_base_model(command),
+        metadata=metadata,
+        versions=versions(),
+        environment=environment,
+        stage_seconds=dict(stage_seconds),
+        memory=memory,
+        previews=drawn.previews,
+        previews_left_out=drawn.left_out,
+        files=_digests(folder, names),
+    )
+    (folder / CARD_FILE).write_text(model_card(manifest))
+    (folder / REPORT_FILE).write_text(report_page(manifest, folder, thumbnail_folder(folder)))
+    names += [CARD_FILE, REPORT_FILE]
+    whole = manifest.model_copy(update={"files": _digests(folder, names)})
+    (folder / MANIFEST_FILE).write_text(whole.model_dump_json(indent=2))
     last_pass = losses[-plan.steps_per_epoch :]
     return FinishedEvent(
-        files=files,
+        files=[_described(folder, name) for name in [*names, MANIFEST_FILE]],
         steps=plan.total_steps,
         epochs=plan.total_epochs,
         loss=sum(last_pass) / len(last_pass),
@@ -100,40 +156,52 @@ def write_result(
     )
 
 
-def _metrics(losses: list[float], rates: list[float]) -> str:
-    """One JSON object a line for each step, from 1."""
-    return "".join(
-        json.dumps({"step": step, "loss": loss, "learning_rate": rate}) + "\n"
+def _metrics(losses: list[float], rates: list[float], metadata: Mapping[str, Any]) -> str:
+    """One JSON object a line: for each step, from 1; then for each look at fixed noise."""
+    rows: list[dict[str, float]] = [
+        {"step": step, "loss": loss, "learning_rate": rate}
         for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1)
+    ]
+    seen = ((0, "evaluation_loss_before"), (len(losses), "evaluation_loss_after"))
+    rows += [{"step": step, "validation_loss": metadata[name]} for step, name in seen]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _inputs(pictures: Pictures) -> tuple[TrainedPicture, ...]:
+    return tuple(
+        TrainedPicture(
+            source=picture.file.source,
+            sha256=picture.sha256,
+            caption=picture.file.caption,
+            width=picture.width,
+            height=picture.height,
+        )
+        for picture in pictures.good
     )
 
 
-def _manifest(command: TrainCommand, pictures: Pictures) -> dict[str, Any]:
-    """What went into the job."""
-    return {
-        "job_id": command.job_id,
-        "style_id": command.style_id,
-        "inputs": [
-            {
-                "source": picture.file.source,
-                "sha256": picture.sha256,
-                "caption": picture.file.caption,
-                "width": picture.width,
-                "height": picture.height,
-            }
-            for picture in pictures.good
-        ],
-        "parameters": command.parameters.model_dump(mode="json"),
-        "base_model": command.base_model.model_dump(exclude={"location"}),
-    }
+def _base_model(command: TrainCommand) -> BaseModelName:
+    entry = command.base_model
+    return BaseModelName(
+        name=entry.name,
+        family=entry.family,
+        revision=entry.revision,
+        variant=entry.variant,
+        hub_id=entry.hub_id,
+        license=entry.license,
+    )
 
 
-def _described(path: Path, content_type: str) -> OutputFile:
-    data = path.read_bytes()
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _described(folder: Path, name: str) -> OutputFile:
+    data = (folder / name).read_bytes()
     return OutputFile(
-        name=path.name,
-        path=str(path),
+        name=name,
+        path=str(folder / name),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        content_type=content_type,
+        content_type=_CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream"),
     )
