@@ -22,6 +22,9 @@ CARD_FILE = "README.md"
 #: Folder of the previews, under the output prefix.
 PREVIEWS = "previews"
 
+#: All previews on one picture.
+PREVIEW_SHEET = f"{PREVIEWS}/grid.png"
+
 
 class TrainedPicture(BaseModel):
     """A picture that was trained on, in the order of the training."""

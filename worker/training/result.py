@@ -13,7 +13,7 @@ from worker.contract.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
     METRICS_FILE,
-    PREVIEWS,
+    PREVIEW_SHEET,
     REPORT_FILE,
     BaseModelName,
     Manifest,
@@ -120,8 +120,8 @@ def write_result(
     (folder / METRICS_FILE).write_text(_metrics(losses, trainee.rates.tolist(), metadata))
     names.append(METRICS_FILE)
     if drawn.previews:
-        draw_sheet(drawn.previews, folder, folder / PREVIEWS / "grid.png")
-        names.append(f"{PREVIEWS}/grid.png")
+        draw_sheet(drawn.previews, folder, folder / PREVIEW_SHEET)
+        names.append(PREVIEW_SHEET)
         names += [name for preview in drawn.previews for name in (preview.before, preview.after)]
     manifest = Manifest(
         job_id=command.job_id,
@@ -152,7 +152,7 @@ def write_result(
         steps=plan.total_steps,
         epochs=plan.total_epochs,
         loss=sum(last_pass) / len(last_pass),
-        metadata=metadata,
+        metadata=metadata | {"previews": [preview.model_dump() for preview in drawn.previews]},
     )
 
 
