@@ -1,14 +1,15 @@
 """How do pictures get into a page that stands alone? As data URIs, within a budget of bytes."""
 
 import base64
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
-#: Longer sides that are tried until pictures fit, pixels, and their quality as WebP.
-_SIDES = (512, 384, 256, 192, 128, 96)
+#: Largest and smallest longer side of a picture, pixels, and its quality as WebP.
+_LARGEST, _SMALLEST = 512, 64
 _QUALITY = 82
 
 
@@ -17,11 +18,11 @@ def fitting_pictures(paths: Sequence[Path], budget_bytes: int) -> list[str]:
 
     Where even the smallest do not fit they are given all the same.
     """
-    encoded: list[bytes] = []
-    for side in _SIDES:
+    side = _LARGEST
+    encoded = [_webp(path, side) for path in paths]
+    while (excess := sum(map(len, encoded)) * 4 / 3 / budget_bytes) > 1 and side > _SMALLEST:
+        side = max(_SMALLEST, int(0.9 * side / math.sqrt(excess)))
         encoded = [_webp(path, side) for path in paths]
-        if sum(map(len, encoded)) * 4 / 3 <= budget_bytes:
-            break
     return [_uri(body, "image/webp") for body in encoded]
 
 

@@ -27,14 +27,14 @@ def model_card(manifest: Manifest) -> str:
 def _data(manifest: Manifest) -> Any:
     base = manifest.base_model
     widget = [
-        {"text": preview.prompt or " ", "output": {"url": preview.after}}
+        {"text": _line(preview.prompt) or " ", "output": {"url": preview.after}}
         for preview in manifest.previews
     ]
     return ModelCardData(
         base_model=base.hub_id or base.name,
         library_name="diffusers",
         license=base.license or "other",
-        instance_prompt=manifest.trigger_word,
+        instance_prompt=_line(manifest.trigger_word or "") or None,
         tags=[*_FAMILY_TAGS.get(base.family, ()), *_TAGS],
         widget=widget or None,
         inference=True,
@@ -80,9 +80,14 @@ def _table(rows: Sequence[tuple[str, Any]]) -> str:
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
+def _line(text: str) -> str:
+    """`text` on one line: a line of dashes would end the card's YAML."""
+    return " ".join(text.split())
+
+
 def _inline_code(text: str) -> str:
     """`text` as it is, whatever Markdown it may look like."""
-    line = " ".join(text.split())
+    line = _line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     room = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{room}{line}{room}{fence}"
