@@ -37,7 +37,7 @@ def draw(trainee, lesson, model, folder, wanted=TWO, **more):
 def trained(tiny_base_model, pictures, tmp_path):
     """Model, trainee and lesson after a few large steps."""
     model, trainee, lesson = build(
-        command(tiny_base_model, pictures[:2], tmp_path, max_train_steps=8, learning_rate=1e-2)
+        command(tiny_base_model, pictures[:2], tmp_path, max_train_steps=9, learning_rate=1e-2)
     )
     for _ in range(8):
         optimizer_step(trainee, lesson)
@@ -71,11 +71,9 @@ def test_drawing_touches_neither_the_training_nor_the_random_state(trained, tmp_
     model, trainee, lesson = trained
     trainee.unet.train()
     weights, random = weights_of(trainee), torch.get_rng_state()
-    losses = trainee.losses.clone()
     draw(trainee, lesson, model, tmp_path / "out")
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(weight, weights[name]) for name, weight in trainee.weights.items())
-    assert torch.equal(trainee.losses, losses)
     assert trainee.unet.training
     optimizer_step(trainee, lesson)
 
@@ -168,7 +166,7 @@ def test_a_drain_after_the_last_step_drops_previews_and_changes_no_adapter(
     whole, _ = run(job("whole"))
     # Asked before each of four steps; the fifth time is between the steps of the second picture.
     drained, _ = run(job("drained"), stop_after=4)
-    stopped, events = run(job("stopped"), stop_after=2)
+    _, events = run(job("stopped"), stop_after=2)
     resumed, _ = run(job("resumed", resume_from=last_checkpoint(events)))
     assert digests(drained) == digests(resumed) == digests(whole)
     assert len(whole.metadata["previews"]) == 2
