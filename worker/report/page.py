@@ -133,13 +133,13 @@ def _curves(metrics: Path) -> list[_Curve]:
     ]
     found = [
         _curve(
-            "Training loss",
+            "Training loss, by step",
             "Each step has other pictures and other noise, so it scatters more than it falls; the "
             "strong line is its moving average.",
             [("each step", losses), ("moving average", smoothed(losses))],
         ),
         _curve(
-            "Loss at fixed noise",
+            "Loss at fixed noise, by step",
             "Always the same pictures with the same noise, so it can be compared from step to "
             "step.",
             [("fixed noise", seen)],

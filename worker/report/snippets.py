@@ -11,12 +11,18 @@ KOHYA_FILE = "lora_weights.kohya.safetensors"
 
 @dataclass(frozen=True)
 class Snippet:
-    """One way to use it: where the file goes, and what is typed, a program or a prompt."""
+    """One way to use it.
+
+    Attributes:
+        file: what is downloaded. place: the path that it is saved under, if there is a usual one.
+        steps: what is done with it. code: what is typed at last: a program, or else a prompt.
+    """
 
     program: str
     file: str
     steps: tuple[str, ...]
     code: str
+    place: str | None = None
     is_program: bool = False
 
 
@@ -58,19 +64,17 @@ def diffusers_snippet(manifest: Manifest) -> Snippet:
 def _comfyui(manifest: Manifest) -> Snippet:
     name = f"style_{manifest.style_id}.safetensors"
     steps = (
-        f"Save the file as ComfyUI/models/loras/{name}.",
         f"Put a Load LoRA node behind Load Checkpoint ({manifest.base_model.name}), choose {name}, "
         "and set strength_model to 1.",
         "Write the prompt:",
     )
-    return Snippet("ComfyUI", KOHYA_FILE, steps, example_prompt(manifest))
+    place = f"ComfyUI/models/loras/{name}"
+    return Snippet("ComfyUI", KOHYA_FILE, steps, example_prompt(manifest), place)
 
 
 def _a1111(manifest: Manifest) -> Snippet:
     name = f"style_{manifest.style_id}"
-    steps = (
-        f"Save the file as stable-diffusion-webui/models/Lora/{name}.safetensors.",
-        f"Choose the checkpoint {manifest.base_model.name} and write the prompt:",
-    )
+    place = f"stable-diffusion-webui/models/Lora/{name}.safetensors"
+    steps = (f"Choose the checkpoint {manifest.base_model.name} and write the prompt:",)
     code = f"{example_prompt(manifest)} <lora:{name}:1>"
-    return Snippet("AUTOMATIC1111", KOHYA_FILE, steps, code)
+    return Snippet("AUTOMATIC1111", KOHYA_FILE, steps, code, place)
