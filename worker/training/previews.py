@@ -134,7 +134,7 @@ def draw_previews(
     (folder / PREVIEWS).mkdir(exist_ok=True)
     brush = _Brush(trainee, lesson, model)
     try:
-        with _drawing(trainee):
+        with _drawing(trainee.unet, model.text_encoder):
             for number, (prompt, seed) in enumerate(wanted.pairs):
                 before, after = (f"{PREVIEWS}/{x}_{number:02d}.png" for x in ("before", "after"))
                 stop = _never if first_in_any_case and number == 0 else should_stop
@@ -226,12 +226,14 @@ def _sampler(lesson: Lesson) -> DPMSolverMultistepScheduler:
 
 
 @contextmanager
-def _drawing(trainee: Trainee) -> Iterator[None]:
-    """The UNet in eval mode and uncompiled: compiled blocks know the training's shapes."""
-    training = trainee.unet.training
-    trainee.unet.eval()
+def _drawing(*parts: Any) -> Iterator[None]:
+    """The trained parts in eval mode and uncompiled: compiled blocks know the training's shapes."""
+    before = [part.training for part in parts]
+    for part in parts:
+        part.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        trainee.unet.train(training)
+        for part, training in zip(parts, before, strict=True):
+            part.train(training)
