@@ -12,4 +12,6 @@ pytest_plugins = [
     "tests.fixtures.receiver",
     "tests.fixtures.base_model",
     "tests.fixtures.site",
+    "tests.fixtures.browser",
+    "tests.fixtures.finished",
 ]

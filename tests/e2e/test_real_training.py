@@ -84,6 +84,13 @@ def test_jobs_good_and_bad_go_through_one_worker_with_the_real_trainer(real_site
 
     assert trained.event == "complete", trained.json
     assert trained.json["metadata"]["images_used"] == len(odd)
+    folder = trained.json["model_url"].rpartition("/")[0]
+    stored = {f"s3://{site.results}/{key}" for key in site.objects("models/")}
+    seen = trained.json["metadata"]
+    assert seen["report_url"] == f"{folder}/report.html"
+    shown = [preview[name] for preview in seen["previews"] for name in ("before", "after")]
+    assert shown
+    assert {seen["report_url"], seen["preview_grid_url"], *shown} <= stored
     assert journal_problems(site.journal("odd-pictures-train")) == []
 
     assert skipped.event == "complete", skipped.json
@@ -189,3 +196,56 @@ def test_train_on_a_folder_of_photographs_writes_both_adapter_files(
     manifest = json.loads((output / "manifest.json").read_text())
     assert [item["caption"] for item in manifest["inputs"]] == ["a holiday", "sks", "sks"]
     assert "3 steps" in answer.stdout
+    assert (output / "previews" / "grid.png").is_file()
+
+
+def test_a_finished_job_is_reproduced_bit_for_bit_and_a_changed_picture_is_named(
+    tmp_path, base_model_catalogue
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, size in (("one.png", (90, 70)), ("two.png", (64, 64))):
+        (photos / name).write_bytes(picture(size=size))
+    environment = {
+        **os.environ,
+        "BASE_MODELS_FILE": str(base_model_catalogue),
+        "DEFAULT_BASE_MODEL": "tiny",
+    }
+
+    def lora_worker(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "worker.cli", *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    output = tmp_path / "out"
+    rules = [f"-p{rule}" for rule in ("max_train_steps=3", "resolution=64", "rank=4")]
+    trained = lora_worker("train", "--images", photos, "--output", output, *rules)
+    assert trained.returncode == 0, trained.stderr
+    manifest = output / "manifest.json"
+
+    again = lora_worker("reproduce", manifest)
+    assert again.returncode == 0, again.stderr
+    assert "agree with the manifest, bit for bit" in again.stdout
+
+    renamed = tmp_path / "elsewhere"
+    photos.rename(renamed)
+    content = json.loads(manifest.read_text())
+    content["seed"] += 1
+    content["versions"]["torch"] = "1.0"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    different = lora_worker("reproduce", other, "--pictures", renamed)
+    assert different.returncode == 1, different.stderr
+    assert "not reproduced: lora_weights.kohya.safetensors and" in different.stdout
+    assert "torch" in different.stdout
+    assert "1.0 then" in different.stdout
+
+    (renamed / "two.png").write_bytes(picture(size=(65, 64)))
+    changed = lora_worker("reproduce", manifest, "--pictures", renamed)
+    assert changed.returncode == 65
+    assert "two.png" in changed.stderr
+    assert "one.png" not in changed.stderr

@@ -47,6 +47,7 @@ RULES = {
     "random_flip": True,
     "caption_dropout_rate": 0.2,
     "resolution": 64,
+    "validation_prompts": [],
 }
 
 

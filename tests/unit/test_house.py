@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "broker": set(),
     "storage": {"outbound"},
     "webhooks": {"contract", "outbound"},
-    "training": {"contract"},
+    "report": {"contract"},
+    "training": {"contract", "report"},
     "jobs": {
         *("contract", "settings", "outbound", "observability", "broker", "storage", "webhooks"),
     },

@@ -1,11 +1,13 @@
 """The verbs of `lora-worker`.
 
-Exit status: 0 done, 64 bad settings, 65 bad job, 69 no service, 70 job failed, 130 interrupted.
+Exit status: 0 done, 1 not reproduced, 64 bad settings, 65 bad job, 69 no service, 70 job failed,
+130 interrupted.
 """
 
 import typer
 
 from worker.cli.operator import cancel, dead_app, events_app, jobs_app
+from worker.cli.reproduce import reproduce
 from worker.cli.verbs import demo, run, schema, submit, train, validate, version
 
 app = typer.Typer(
@@ -14,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (run, train, submit, validate, cancel, schema, demo, version):
+for verb in (run, train, reproduce, submit, validate, cancel, schema, demo, version):
     app.command()(verb)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(dead_app, name="dead")

@@ -1,5 +1,6 @@
 """Which base models may a job ask for? One row of `config/base_models.toml` each."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ class BaseModelEntry(BaseModel):
         revision: the hub's commit; ignored for a folder.
         variant: the files' variant, such as `fp16`; none for plain files.
         resolution: side of the pictures where a job does not say, pixels; by default the family's.
+        license: the model hub's identifier of its licence, for the adapter's card.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,11 +35,18 @@ class BaseModelEntry(BaseModel):
     revision: str | None = None
     variant: str | None = None
     resolution: int | None = Field(None, ge=64, le=2048, multiple_of=8)
+    license: str | None = None
 
     @property
     def usual_resolution(self) -> int:
         """Side of the pictures where a job does not say, pixels."""
         return self.resolution or _RESOLUTION[self.family]
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its id on the model hub, if it lies there."""
+        is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", self.location) and self.location[0] != "."
+        return self.location if is_id else None
 
 
 class CatalogueError(ValueError):

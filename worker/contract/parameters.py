@@ -1,7 +1,7 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -29,11 +29,6 @@ SchedulerName = Literal[
     "cosine_with_restarts",
     "polynomial",
 ]
-
-#: Options of the contract that this version does not train with: refused by name, never ignored.
-NOT_YET: dict[str, Any] = {
-    "validation_prompts": None,
-}
 
 
 class TrainingParameters(BaseModel):
@@ -155,8 +150,18 @@ class TrainingParameters(BaseModel):
         description="End the training after so many validations without a lower loss; needs "
         "validation_split.",
     )
-    validation_prompts: tuple[str, ...] | None = Field(None, description="Prompts for previews.")
-    num_validation_images: int = Field(4, ge=1, le=16, description="Previews a prompt.")
+    validation_prompts: tuple[Annotated[str, Field(max_length=1000)], ...] | None = Field(
+        None,
+        max_length=16,
+        description="Prompts for previews; by default three of the captions where previews are "
+        "cheap. An empty list: none.",
+    )
+    num_validation_images: int = Field(
+        4,
+        ge=1,
+        le=16,
+        description="Previews of each of validation_prompts, one a seed.",
+    )
     base_model: str | None = Field(
         None, max_length=100, description="Name in the catalogue; the operator's default if none."
     )
@@ -202,14 +207,6 @@ class TrainingParameters(BaseModel):
                 "is for validation_split, which is 0: the loss on pictures that are trained on "
                 "says nothing of over-fitting"
             )
-        return value
-
-    @field_validator(*NOT_YET)
-    @classmethod
-    def _refuse_what_is_not_built(cls, value: Any, info: ValidationInfo) -> Any:
-        only = NOT_YET[str(info.field_name)]
-        if value != only:
-            raise ValueError(f"can only be {only!r} in this version")
         return value
 
 

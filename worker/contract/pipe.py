@@ -44,7 +44,10 @@ class ImageFile(_Line):
 class TrainCommand(_Line):
     """Train this. All paths are local; the trainer has no credentials and needs none.
 
-    `trainers_per_gpu` share each GPU's memory.
+    Attributes:
+        trainers_per_gpu: trainers that share each GPU's memory.
+        claim: how many times the job was taken up, this time included.
+        earlier_seconds: the stages that have ended already; for the job's report.
     """
 
     type: Literal["train"] = "train"
@@ -62,6 +65,8 @@ class TrainCommand(_Line):
     launch: StepLaunch = "auto"
     compile_cache_dir: str | None = None
     trainers_per_gpu: int = 1
+    claim: int = 1
+    earlier_seconds: dict[str, float] = {}
 
 
 class StopCommand(_Line):

@@ -4,6 +4,7 @@ Every step may be repeated, so a crash between any two is mended by the next del
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
@@ -12,6 +13,7 @@ from worker.broker.topology import Topology
 from worker.contract.errors import ErrorCode
 from worker.contract.events import CompleteBody, FailedBody, ProgressBody, TrainingMetric
 from worker.contract.job import TrainingJob
+from worker.contract.manifest import PREVIEW_SHEET, REPORT_FILE
 from worker.contract.pipe import FinishedEvent
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.outbox import Outbox
@@ -116,6 +118,7 @@ def completed_result(
     url = str(style.adapter)
     metadata = {
         **finished.metadata,
+        **_what_can_be_seen(style, finished),
         "files": {file.name: file.sha256 for file in finished.files},
         "immutable_prefix": str(style.job_prefix(job.job_id)),
         "stage_seconds": {name: round(seconds, 3) for name, seconds in stage_seconds.items()},
@@ -142,6 +145,21 @@ def completed_result(
         files=tuple(file.name for file in finished.files),
         accepted_at=lease.accepted_at,
     )
+
+
+def _what_can_be_seen(style: StyleKeys, finished: FinishedEvent) -> dict[str, Any]:
+    """Where report and previews lie, of a job that has them."""
+    names = {file.name for file in finished.files}
+    found: dict[str, Any] = {}
+    if REPORT_FILE in names:
+        found["report_url"] = str(style.stable(REPORT_FILE))
+    if PREVIEW_SHEET in names:
+        found["preview_grid_url"] = str(style.stable(PREVIEW_SHEET))
+        found["previews"] = [
+            preview | {name: str(style.stable(preview[name])) for name in ("before", "after")}
+            for preview in finished.metadata.get("previews", [])
+        ]
+    return found
 
 
 def ended_result(

@@ -210,6 +210,8 @@ class StageRunner:
             launch=self.step_launch,
             compile_cache_dir=str(self.compile_cache_dir) if self.compile_cache_dir else None,
             trainers_per_gpu=self.trainers_per_gpu,
+            claim=claimed.epoch,
+            earlier_seconds=dict(claimed.stage_seconds),
         )
         asked = job.parameters.time_limit_seconds or self.time_limit_seconds
 

@@ -4,6 +4,7 @@
 which diffusers takes the rank for alpha. `lora_weights.kohya.safetensors` is for ComfyUI and A1111.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -93,8 +94,13 @@ def export_adapter(
     kohya_bytes = safetensors.torch.save(renamed, metadata=header)
     return [
         _write_whole(folder / DIFFUSERS_FILE, _with_sorted_header(diffusers_bytes)),
-        _write_whole(folder / KOHYA_FILE, _with_sorted_header(kohya_bytes)),
+        _write_whole(folder / KOHYA_FILE, _with_sorted_header(kohya_bytes, _digests(kohya_bytes))),
     ]
+
+
+def add_to_header(path: Path, entries: Mapping[str, str]) -> None:
+    """Say more in the header of a safetensors file; its tensors stay as they are."""
+    _write_whole(path, _with_sorted_header(path.read_bytes(), entries))
 
 
 def verify_adapter(
@@ -183,8 +189,8 @@ def _adapter_metadata(config: LoraConfig) -> dict[str, Any]:
     }
 
 
-def _with_sorted_header(content: bytes) -> bytes:
-    """The same safetensors file with its metadata in alphabetical order.
+def _with_sorted_header(content: bytes, entries: Mapping[str, str] | None = None) -> bytes:
+    """The same safetensors file with its metadata, and `entries`, in alphabetical order.
 
     The library writes the metadata in an order that changes from process to process. Layout: 8
     bytes with the header's length (little endian), the header as JSON padded with spaces to a
@@ -192,10 +198,22 @@ def _with_sorted_header(content: bytes) -> bytes:
     """
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    header["__metadata__"] = dict(
+        sorted({**header.get("__metadata__", {}), **(entries or {})}.items())
+    )
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _digests(content: bytes) -> dict[str, str]:
+    """The hash of a safetensors file's tensors, as the model specification and A1111 look for it.
+
+    Both take all that follows the header.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    digest = hashlib.sha256(memoryview(content)[start:]).hexdigest()
+    return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
 
 
 def _write_whole(path: Path, content: bytes) -> Path:

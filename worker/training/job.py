@@ -32,10 +32,14 @@ from worker.training.device import (
     free_memory_bytes,
     memory_report,
 )
-from worker.training.export import export_adapter, verify_adapter
+from worker.training.environment import environment
+from worker.training.export import KOHYA_FILE, add_to_header, export_adapter, verify_adapter
+from worker.training.file_header import thumbnail_entry, training_facts
+from worker.training.images import Pictures
 from worker.training.loop import StopReason
 from worker.training.material import Material, gather
 from worker.training.plan import make_plan
+from worker.training.previews import Drawn, draw_previews, is_cheap, previews_wanted
 from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
@@ -85,7 +89,7 @@ def run_job(
         torch.cuda.reset_peak_memory_stats(device)
     compute_repeatably()
     arithmetic = arithmetic_for(command.parameters.mixed_precision, device)
-    clock: dict[str, float] = {}
+    clock = dict(command.earlier_seconds)
     try:
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
@@ -109,14 +113,19 @@ def run_job(
                 training_seconds=clock["training"],
             )
             metadata |= {"dataset": counts(material.rows), **validated}
+            adapters = _export(command, training.trainee, lesson, material.pictures)
+            with _clocked("previews", clock):
+                drawn = _preview(command, model, training.trainee, lesson, should_stop)
             return write_result(
                 command,
                 training.trainee,
                 lesson.plan,
-                material.pictures,
-                material.rows,
-                adapters=_export(command, training.trainee, lesson),
+                material,
+                adapters=adapters,
+                drawn=drawn,
                 metadata=metadata,
+                environment=environment(device),
+                memory=memory_report(device),
                 stage_seconds=clock,
             )
     except _Stopped as stopped:
@@ -170,37 +179,31 @@ def _prepare(
     )
 
 
-def _export(command: TrainCommand, trainee: Trainee, lesson: Lesson) -> list[Path]:
+def _export(
+    command: TrainCommand, trainee: Trainee, lesson: Lesson, pictures: Pictures
+) -> list[Path]:
     """The adapter's files, written and loaded back; the best one, and the last beside it."""
     folder, best = Path(command.output_dir), trainee.validation.best
+    captions = [picture.file.caption for picture in pictures.good]
     kept = trainee.validation.best_weights
     if not kept or best is None or best[0] == trainee.step:
-        return _export_this(command, trainee, lesson, folder)
+        return _export_this(command, trainee, lesson, captions, folder)
     with tempfile.TemporaryDirectory(dir=folder) as other:
-        for_diffusers, *_ = _export_this(command, trainee, lesson, Path(other))
+        for_diffusers, *_ = _export_this(command, trainee, lesson, captions, Path(other))
         last = for_diffusers.rename(folder / LAST_FILE)
     trainee.put(kept)
-    return [*_export_this(command, trainee, lesson, folder), last]
+    return [*_export_this(command, trainee, lesson, captions, folder), last]
 
 
 def _export_this(
-    command: TrainCommand, trainee: Trainee, lesson: Lesson, folder: Path
+    command: TrainCommand, trainee: Trainee, lesson: Lesson, captions: list[str], folder: Path
 ) -> list[Path]:
-    rules, plan = command.parameters, lesson.plan
     adapters = export_adapter(
         trainee.unet,
         folder=folder,
         base_model_name=command.base_model.name,
         trigger_word=command.trigger_word,
-        training={
-            "learning_rate": str(rules.learning_rate),
-            "num_epochs": str(plan.total_epochs),
-            "steps": str(plan.total_steps),
-            "num_train_images": str(plan.pictures),
-            "resolution": str(rules.resolution),
-            "seed": str(command.seed),
-            "prediction_type": lesson.prediction_type,
-        },
+        training=training_facts(command, lesson, captions),
     )
     verify_adapter(
         trainee.unet,
@@ -208,6 +211,36 @@ def _export_this(
         fresh_unet=lambda: unet_of_same_weights(trainee.unet),
     )
     return adapters
+
+
+def _preview(
+    command: TrainCommand,
+    model: LoadedBaseModel,
+    trainee: Trainee,
+    lesson: Lesson,
+    should_stop: ShouldStop,
+) -> Drawn:
+    """Previews of the exported adapter, and the first as the thumbnail in the kohya file.
+
+    The thumbnail is part of the file's bytes, which must not depend on when a worker was told to
+    stop. So it is there exactly where it is cheap, and is drawn even then.
+    """
+    rules, folder = command.parameters, Path(command.output_dir)
+    weights = sum(weight.numel() for weight in trainee.unet.parameters())
+    cheap = is_cheap(model.arithmetic.device.type, rules.resolution, weights)
+    captions = [image.caption for image in command.images]
+    drawn = draw_previews(
+        trainee,
+        lesson,
+        model,
+        previews_wanted(rules, captions, command.trigger_word, cheap=cheap),
+        folder=folder,
+        should_stop=should_stop,
+        first_in_any_case=cheap,
+    )
+    if cheap and drawn.first is not None:
+        add_to_header(folder / KOHYA_FILE, thumbnail_entry(folder / drawn.first))
+    return drawn
 
 
 def _stop_if_told(should_stop: ShouldStop) -> None:
@@ -223,6 +256,13 @@ def _until_told_to_stop(
         _stop_if_told(should_stop)
         yield image
     _stop_if_told(should_stop)
+
+
+@contextmanager
+def _clocked(name: str, clock: dict[str, float]) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    clock[name] = time.monotonic() - started
 
 
 @contextmanager

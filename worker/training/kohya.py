@@ -85,9 +85,20 @@ def kohya_header(
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers",
         "modelspec.title": trigger_word or f"Style adapter for {base_model_name}",
+        "modelspec.description": _in_words(rank, alpha, base_model_name, training),
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.prediction_type": _MODELSPEC_PREDICTION.get(prediction, prediction),
     }
     if trigger_word:
         header["modelspec.trigger_phrase"] = trigger_word
+        header["modelspec.usage_hint"] = f"Trigger word: {trigger_word}"
     return header
+
+
+def _in_words(rank: int, alpha: float, base_model_name: str, training: Mapping[str, str]) -> str:
+    """One sentence for a person."""
+    text = f"A style adapter (LoRA, rank {rank}, alpha {alpha:g}) for {base_model_name}"
+    if "num_train_images" in training and "steps" in training:
+        count, steps = training["num_train_images"], training["steps"]
+        text += f", trained on {count} pictures for {steps} steps"
+    return f"{text}."

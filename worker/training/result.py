@@ -1,4 +1,4 @@
-"""What does a finished job say of itself? Metadata, metrics, manifest, the list of its files."""
+"""What does a finished job say of itself? Metadata, metrics, report, card, manifest, its files."""
 
 import hashlib
 import json
@@ -8,12 +8,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from worker.contract.dataset import PictureReport
-from worker.contract.pipe import FinishedEvent, OutputFile, TrainCommand
+from worker.contract.manifest import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    PREVIEW_SHEET,
+    REPORT_FILE,
+    BaseModelName,
+    Manifest,
+    TrainedPicture,
+)
+from worker.contract.pipe import FinishedEvent, MemoryReport, OutputFile, TrainCommand
+from worker.report.model_card import model_card
+from worker.report.page import report_page
+from worker.report.preview_sheet import draw_sheet
 from worker.training.base_model import LoadedBaseModel
 from worker.training.device import device_name
 from worker.training.images import Pictures
+from worker.training.material import THUMBNAILS, Material
 from worker.training.plan import Plan
+from worker.training.previews import Drawn
 from worker.training.step import Trainee
 from worker.training.validation import Point
 
@@ -61,47 +75,75 @@ def job_metadata(
             {"index": item.file.index, "source": item.file.source, "reason": item.reason}
             for item in pictures.bad
         ],
+        "claim": command.claim,
         **resumed,
         "training_seconds": round(training_seconds, 3),
         "steps_per_second": round(steps_here / max(training_seconds, 1e-9), 3),
     }
 
 
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".md": "text/markdown; charset=utf-8",
+    ".png": "image/png",
+}
+
+
 def write_result(
     command: TrainCommand,
     trainee: Trainee,
     plan: Plan,
-    pictures: Pictures,
-    rows: Sequence[PictureReport],
+    material: Material,
     *,
     adapters: Sequence[Path],
+    drawn: Drawn,
     metadata: dict[str, Any],
+    environment: dict[str, str],
+    memory: MemoryReport,
     stage_seconds: Mapping[str, float],
 ) -> FinishedEvent:
-    """Write `metrics.jsonl` and `manifest.json` beside the adapter's files, and name them all."""
+    """Write what lies beside the adapter's files, the manifest last, and name them all."""
     folder, losses = Path(command.output_dir), trainee.losses.tolist()
-    metrics = folder / "metrics.jsonl"
+    names = [path.name for path in adapters]
     curve = trainee.validation.curve
-    metrics.write_text(_metrics(losses, trainee.rates.tolist(), curve))
-    files = [_described(path, "application/octet-stream") for path in adapters]
-    files.append(_described(metrics, "application/jsonl"))
-    manifest = folder / "manifest.json"
-    content = _manifest(command, pictures) | {
-        "dataset": [row.model_dump(mode="json") for row in rows],
-        "metadata": metadata,
-        "versions": versions(),
-        "stage_seconds": dict(stage_seconds),
-        "files": {file.name: file.sha256 for file in files},
-    }
-    manifest.write_text(json.dumps(content, indent=2))
-    files.append(_described(manifest, "application/json"))
+    (folder / METRICS_FILE).write_text(_metrics(losses, trainee.rates.tolist(), curve))
+    names.append(METRICS_FILE)
+    if drawn.previews:
+        draw_sheet(drawn.previews, folder, folder / PREVIEW_SHEET)
+        names.append(PREVIEW_SHEET)
+        names += [name for preview in drawn.previews for name in (preview.before, preview.after)]
+    manifest = Manifest(
+        job_id=command.job_id,
+        style_id=command.style_id,
+        trigger_word=command.trigger_word,
+        inputs=_inputs(material.pictures),
+        dataset=tuple(material.rows),
+        parameters=command.parameters.model_dump(mode="json"),
+        seed=command.seed,
+        base_model=_base_model(command),
+        metadata=metadata,
+        versions=versions(),
+        environment=environment,
+        stage_seconds=dict(stage_seconds),
+        memory=memory,
+        previews=drawn.previews,
+        previews_left_out=drawn.left_out,
+        files=_digests(folder, names),
+    )
+    (folder / CARD_FILE).write_text(model_card(manifest))
+    (folder / REPORT_FILE).write_text(report_page(manifest, folder, folder / THUMBNAILS))
+    names += [CARD_FILE, REPORT_FILE]
+    whole = manifest.model_copy(update={"files": _digests(folder, names)})
+    (folder / MANIFEST_FILE).write_text(whole.model_dump_json(indent=2))
     last_pass = losses[-plan.steps_per_epoch :]
     return FinishedEvent(
-        files=files,
+        files=[_described(folder, name) for name in [*names, MANIFEST_FILE]],
         steps=plan.total_steps,
         epochs=plan.total_epochs,
         loss=sum(last_pass) / len(last_pass),
-        metadata=metadata,
+        metadata=metadata | {"previews": [preview.model_dump() for preview in drawn.previews]},
     )
 
 
@@ -115,32 +157,41 @@ def _metrics(losses: list[float], rates: list[float], curve: Sequence[Point]) ->
     return "".join(json.dumps(line) + "\n" for line in [*steps, *looks])
 
 
-def _manifest(command: TrainCommand, pictures: Pictures) -> dict[str, Any]:
-    """What went into the job."""
-    return {
-        "job_id": command.job_id,
-        "style_id": command.style_id,
-        "inputs": [
-            {
-                "source": picture.file.source,
-                "sha256": picture.sha256,
-                "caption": picture.file.caption,
-                "width": picture.width,
-                "height": picture.height,
-            }
-            for picture in pictures.good
-        ],
-        "parameters": command.parameters.model_dump(mode="json"),
-        "base_model": command.base_model.model_dump(exclude={"location"}),
-    }
+def _inputs(pictures: Pictures) -> tuple[TrainedPicture, ...]:
+    return tuple(
+        TrainedPicture(
+            source=picture.file.source,
+            sha256=picture.sha256,
+            caption=picture.file.caption,
+            width=picture.width,
+            height=picture.height,
+        )
+        for picture in pictures.good
+    )
 
 
-def _described(path: Path, content_type: str) -> OutputFile:
-    data = path.read_bytes()
+def _base_model(command: TrainCommand) -> BaseModelName:
+    entry = command.base_model
+    return BaseModelName(
+        name=entry.name,
+        family=entry.family,
+        revision=entry.revision,
+        variant=entry.variant,
+        hub_id=entry.hub_id,
+        license=entry.license,
+    )
+
+
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _described(folder: Path, name: str) -> OutputFile:
+    data = (folder / name).read_bytes()
     return OutputFile(
-        name=path.name,
-        path=str(path),
+        name=name,
+        path=str(folder / name),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        content_type=content_type,
+        content_type=_CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream"),
     )

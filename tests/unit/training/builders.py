@@ -30,14 +30,20 @@ def command(
     family="sd1",
     **rules,
 ) -> TrainCommand:
-    """A job on the small base model: 64 pixels, fp32 unless told otherwise."""
+    """A job on the small base model: 64 pixels, fp32, no previews unless told otherwise."""
     output, checkpoints = folder / "out", folder / "checkpoints"
     for path in (output, checkpoints):
         path.mkdir(parents=True, exist_ok=True)
     return TrainCommand(
         job_id=job_id,
         style_id=1,
-        parameters={"resolution": 64, "mixed_precision": "no", "max_train_steps": 6, **rules},
+        parameters={
+            "resolution": 64,
+            "mixed_precision": "no",
+            "max_train_steps": 6,
+            "validation_prompts": [],
+            **rules,
+        },
         seed=seed,
         base_model=BaseModelEntry(name="tiny", location=str(model), family=family),
         images=[

@@ -191,7 +191,7 @@ def test_the_metrics_of_a_resumed_job_are_those_of_one_that_ran_through(
     resumed = job("resumed", resume_from=stopped.checkpoint)
     run(resumed)
     assert metrics(resumed) == metrics(whole)
-    assert [line["step"] for line in metrics(whole)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in metrics(whole) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     # Linear: up in 2 steps, then down to 0 at step 6.
     assert [line["learning_rate"] for line in metrics(whole)] == pytest.approx(
         [0, 5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4]

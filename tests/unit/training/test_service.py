@@ -44,7 +44,7 @@ def test_one_warm_process_serves_job_after_job_and_survives_bad_input(
     assert isinstance(first, FinishedEvent)
     assert {file.name for file in first.files} == {
         *("lora_weights.safetensors", "lora_weights.kohya.safetensors"),
-        *("metrics.jsonl", "manifest.json"),
+        *("metrics.jsonl", "README.md", "report.html", "manifest.json"),
     }
     trainer._send(b"this is not a command\n")
     with pytest.raises(JobError) as caught:

@@ -128,6 +128,8 @@ def test_every_kohya_alpha_is_the_real_alpha_and_never_the_rank(
 
 def test_the_kohya_header_says_how_it_was_trained(trained_unet: UnetMaker, tmp_path: Path) -> None:
     _, file = export(trained_unet(rank=8, alpha=12.5), tmp_path)
+    content = file.read_bytes()
+    tensors = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
     assert header(file) == {
         "format": "pt",
         "ss_network_module": "networks.lora",
@@ -143,7 +145,11 @@ def test_the_kohya_header_says_how_it_was_trained(trained_unet: UnetMaker, tmp_p
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "hatchstyle",
+        "modelspec.description": "A style adapter (LoRA, rank 8, alpha 12.5) for tiny.",
         "modelspec.trigger_phrase": "hatchstyle",
+        "modelspec.usage_hint": "Trigger word: hatchstyle",
+        "modelspec.hash_sha256": f"0x{tensors}",
+        "sshs_model_hash": tensors,
         "modelspec.resolution": "64x64",
         "modelspec.prediction_type": "epsilon",
     }

@@ -1,0 +1,56 @@
+"""All previews on one picture: a row a prompt; before and after of each seed side by side."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from worker.contract.manifest import Preview
+
+#: Largest side of a cell, room between cells and for a line of text, pixels.
+_CELL = 256
+_GAP = 12
+_LINE = 24
+_TEXT = 14
+
+_PAPER, _INK, _FAINT = "#ffffff", "#1d1d1b", "#6f6f69"
+
+
+def draw_sheet(previews: Sequence[Preview], folder: Path, target: Path) -> None:
+    """Draw `previews`, whose files lie in `folder`, and save them as PNG to `target`."""
+    rows = [(prompt, list(row)) for prompt, row in groupby(previews, key=lambda p: p.prompt)]
+    with Image.open(folder / previews[0].after) as first:
+        cell = min(_CELL, max(first.size))
+    columns = 2 * max(len(row) for _, row in rows)
+    width = max(_GAP + columns * (cell + _GAP), 2 * (_CELL + _GAP))
+    height = _GAP + _LINE + len(rows) * (_LINE + cell + _GAP)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
+    for column in range(columns):
+        seed = f" · seed {rows[0][1][column // 2].seed}" if columns > 2 else ""
+        word = ("after" if column % 2 else "before") + seed
+        pen.text((_GAP + column * (cell + _GAP), _GAP), word, fill=_FAINT, font=font)
+    top = _GAP + _LINE
+    for prompt, row in rows:
+        line = _fitting(prompt or "(no prompt)", width - 2 * _GAP, font)
+        pen.text((_GAP, top), line, fill=_INK, font=font)
+        for column, name in enumerate(
+            n for preview in row for n in (preview.before, preview.after)
+        ):
+            with Image.open(folder / name) as picture:
+                small = picture.convert("RGB")
+            small.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+            sheet.paste(small, (_GAP + column * (cell + _GAP), top + _LINE))
+        top += _LINE + cell + _GAP
+    sheet.save(target, "PNG", optimize=True)
+
+
+def _fitting(text: str, width: float, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """`text` on one line, cut off where it is too long."""
+    line = " ".join(text.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line.rstrip() + "…"
