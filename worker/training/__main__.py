@@ -33,10 +33,17 @@ def private_event_pipe() -> BinaryIO:
     return events
 
 
+def do_without(module: str) -> None:
+    """Have `module` not found: what a library imports only because it is there costs memory."""
+    sys.modules[module] = None  # type: ignore[assignment] # the import system's word for it
+
+
 def main() -> NoReturn:
     """Serve the process that started us, then end."""
     die_with_parent()
     events = private_event_pipe()
+    # Accelerate would load it for SageMaker's sake, and a trainer has no network.
+    do_without("boto3")
     # Only now: these are the heavy libraries, which may print, and take seconds to import.
     from worker.training.service import serve  # noqa: PLC0415
 

@@ -199,3 +199,12 @@ def test_where_steps_cannot_be_launched_faster_one_line_says_so_and_nothing_else
     assert nothing == []
     assert [event.event for event in said] == ["steps_stay_eager"]
     assert largest_difference(weights, expected) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "micro_batch"), [(4, 1, 4), (4, 2, 2), (3, 2, 2), (2, 4, 1)]
+)
+def test_several_processes_share_the_pictures_of_a_batch(batch, processes, micro_batch):
+    rules = TrainingParameters(train_batch_size=batch)
+    plan = make_plan(rules, 20, free_bytes=0, processes=processes)
+    assert (plan.micro_batch, plan.group_size) == (micro_batch, batch)

@@ -29,11 +29,14 @@ class Talkative:
 
 os.getppid = lambda: 1
 sys.meta_path.insert(0, Talkative())
+end = os._exit
+os._exit = lambda status: end(9 if "botocore" in sys.modules else status)
 runpy.run_module("worker.training", run_name="__main__")
 """
 
 
 def test_a_trainer_serves_a_supervisor_with_process_id_1_and_ends_with_its_input():
+    """And has not loaded what only the supervisor needs."""
     answer = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         stdin=subprocess.DEVNULL,
