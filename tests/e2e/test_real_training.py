@@ -13,7 +13,13 @@ from PIL import Image
 from tests.live_worker import Site
 from worker.demo.run import journal_problems, load_back
 
-PARAMETERS = {"max_train_steps": 4, "resolution": 64}
+#: Small, and with one preview each.
+PARAMETERS = {
+    "max_train_steps": 4,
+    "resolution": 64,
+    "validation_prompts": ["a circle"],
+    "num_validation_images": 1,
+}
 
 
 @pytest.fixture
@@ -222,7 +228,13 @@ def test_a_finished_job_is_reproduced_bit_for_bit_and_a_changed_picture_is_named
         )
 
     output = tmp_path / "out"
-    rules = [f"-p{rule}" for rule in ("max_train_steps=3", "resolution=64", "rank=4")]
+    rules = [
+        f"-p{rule}"
+        for rule in (
+            *("max_train_steps=3", "resolution=64", "rank=4"),
+            *('validation_prompts=["a circle"]', "num_validation_images=1"),
+        )
+    ]
     trained = lora_worker("train", "--images", photos, "--output", output, *rules)
     assert trained.returncode == 0, trained.stderr
     manifest = output / "manifest.json"
