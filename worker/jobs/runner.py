@@ -25,6 +25,7 @@ from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Intake, Order
 from worker.jobs.record import JobRecord, Lease, Result
 from worker.jobs.trainer_process import TrainerSlot
+from worker.observability import metrics
 from worker.storage.store import StorageError, StoredObject
 
 log = structlog.get_logger()
@@ -84,6 +85,7 @@ class JobRunner:
             age_seconds=time.time() - order.sent_at if order.sent_at else None,
             max_age_seconds=rules.max_age_seconds,
         )
+        metrics.DELIVERIES.labels(type(action).__name__).inc()
         log.info("job_decided", action=type(action).__name__, redelivered=held.delivery.redelivered)
         match action:
             case Park():
@@ -130,7 +132,8 @@ class JobRunner:
             return
         # A receiver hangs on a report, and no progress may arrive after the end. The slot does not
         # wait for it: the result stands, and the parked message will see to the rest.
-        order.record.commit(ended.result)
+        if order.record.commit(ended.result) == ended.result:
+            self._attempts.note_end(ended.result)
         ended.let_go()
         held.park()
 
@@ -162,6 +165,8 @@ class JobRunner:
         standing = record.commit(result)
         ours = standing == result
         log.info("job_committed", outcome=standing.outcome, epoch=standing.epoch, ours=ours)
+        if ours:
+            self._attempts.note_end(result)
         self._conclude(standing, record, held, last_progress if ours else None)
         held.ack()
 

@@ -28,6 +28,7 @@ from worker.contract.pipe import (
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
 from worker.jobs.trainer_process import TrainerSlot
+from worker.observability import metrics
 from worker.storage.images import ImageFetcher, ImageProblem
 from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
 
@@ -43,6 +44,7 @@ class Claimed:
 
     Attributes:
         on_event: told of stages and steps, for progress.
+        on_checkpoint: told of each checkpoint's step, and whether it was stored.
         should_stop: looked at between and in stages.
         checkpoint: the newest checkpoint's pointer and its etag, moved on as checkpoints are
             stored.
@@ -57,6 +59,7 @@ class Claimed:
     should_stop: Callable[[], StopCommand | None]
     checkpoint: tuple[CheckpointPointer, str] | None
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    on_checkpoint: Callable[[int, bool], None] = lambda _step, _stored: None
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -228,10 +231,12 @@ class StageRunner:
                 claimed.record.point_to(pointer, old[1] if old else None),
             )
             log.info("checkpoint_stored", step=event.step, bytes=path.stat().st_size)
+            claimed.on_checkpoint(event.step, True)
             if old is not None and old[0].url != str(url):
                 self.store.delete(ObjectUrl.parse(old[0].url))
         except (StorageError, OSError) as error:
             log.warning("checkpoint_not_stored", step=event.step, reason=str(error))
+            claimed.on_checkpoint(event.step, False)
         except LostLease:
             # The lease decides who owns the job; its keeper will stop this one.
             log.warning("checkpoint_pointer_was_moved", step=event.step)
@@ -271,6 +276,8 @@ def stage(name: Stage, claimed: Claimed) -> Iterator[None]:
 
 def log_stage(event: StageEvent) -> None:
     """One log line a stage's start and end, with the GPU's memory in bytes."""
+    if event.status == "ended":
+        metrics.STAGE_DURATION.labels(event.stage).observe(event.seconds)
     log.info(
         f"stage_{event.status}",
         stage=event.stage,
