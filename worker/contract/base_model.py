@@ -16,6 +16,7 @@ class BaseModelEntry(BaseModel):
         family: which class of model it is; decides how it is trained and exported.
         revision: the hub's commit; ignored for a folder.
         variant: the files' variant, such as `fp16`; none for plain files.
+        digest: `sha256:…` of the weights, as `lora-worker models list --digest` prints it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +26,7 @@ class BaseModelEntry(BaseModel):
     family: Literal["sd1"] = "sd1"
     revision: str | None = None
     variant: str | None = None
+    digest: str | None = Field(None, pattern=r"^sha256:[0-9a-f]{64}$")
 
 
 class CatalogueError(ValueError):

@@ -35,7 +35,7 @@ from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageE
 log = structlog.get_logger()
 
 #: Free space that a job needs beside its pictures, bytes: checkpoints and outputs.
-_SPARE_DISK_BYTES = 512 * 1024 * 1024
+SPARE_DISK_BYTES = 512 * 1024 * 1024
 
 
 @dataclass
@@ -105,11 +105,11 @@ class StageRunner:
         for name in ("images", "checkpoints", "outputs"):
             (claimed.folder / name).mkdir(parents=True)
         free = shutil.disk_usage(claimed.folder).free
-        if free < _SPARE_DISK_BYTES:
+        if free < SPARE_DISK_BYTES:
             raise JobError(
                 ErrorCode.TRAINING_FAILED,
                 f"The worker's disk has {free // 2**20} MiB free and needs "
-                f"{_SPARE_DISK_BYTES // 2**20}; the job is tried again elsewhere.",
+                f"{SPARE_DISK_BYTES // 2**20}; the job is tried again elsewhere.",
                 transient=True,
             )
 
