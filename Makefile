@@ -8,7 +8,7 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq demo test test-gpu faults faults-full soak lint types check generate \
+.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak lint types check generate \
   bench bench-counted bench-gpu bench-startup bench-scaling bench-consumers clean
 
 help: ## Show what can be made.
@@ -33,7 +33,14 @@ endif
 demo: setup ## The main job on this machine: a message becomes an adapter and a webhook.
 	$(BIN)/lora-worker demo
 
-test: setup ## Every test, on a real broker, a real store and real receivers.
+# Headless browser for the status page; Prometheus to check its rules and to scrape a worker.
+test-tools:
+	@which chromium promtool >/dev/null || { \
+	  echo 'installing chromium and prometheus'; \
+	  $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends chromium prometheus >/dev/null; }
+
+test: setup test-tools ## Every test, on a real broker, a real store and real receivers.
 	$(BIN)/python -m pytest
 
 faults: setup ## Every fault at every point of a job, then the journals; BROKER=URL for another broker.

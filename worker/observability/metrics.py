@@ -16,6 +16,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from worker import __version__
+from worker.contract.errors import ErrorCode
 
 #: Media type of `exposition()`.
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -126,6 +127,18 @@ OUTBOX_AGE = _histogram(
 QUEUE_MESSAGES = _gauge(
     "queue_messages", "Messages ready in a queue: events, events_dead, dead.", "queue"
 )
+
+# A series that appears with its first event has no increase; these are there from the start.
+for _code in ErrorCode:
+    ATTEMPTS_FAILED.labels(_code.value)
+    JOBS.labels("canceled" if _code is ErrorCode.CANCELED else "failed", _code.value)
+for _answer in ("delivered", "retry", "refused"):
+    OUTBOX_AGE.labels(_answer)
+for _result in ("renewed", "failed", "lost"):
+    LEASE_RENEWALS.labels(_result)
+for _result in ("stored", "failed"):
+    CHECKPOINTS.labels(_result)
+JOBS.labels("completed", "")
 
 # The process' own memory, CPU time and files, under the names that all programs give them.
 ProcessCollector(registry=REGISTRY)
