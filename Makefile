@@ -8,7 +8,7 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq browser demo test test-gpu faults faults-full soak lint types check generate \
+.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak lint types check generate \
   bench bench-counted bench-gpu bench-startup bench-scaling bench-consumers clean
 
 help: ## Show what can be made.
@@ -30,16 +30,10 @@ ifndef RABBITMQ_URL
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rabbitmq-server >/dev/null; }
 endif
 
-browser: # The report is looked at in a real one; without it those tests are skipped.
-	@command -v chromium chromium-browser google-chrome >/dev/null || ! command -v apt-get >/dev/null || { \
-	  echo 'installing chromium'; \
-	  $(SUDO) apt-get update -qq && \
-	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
-
 demo: setup ## The main job on this machine: a message becomes an adapter and a webhook.
 	$(BIN)/lora-worker demo
 
-test: setup browser ## Every test, on a real broker, a real store, real receivers and a real browser.
+test: setup test-tools ## Every test, on a real broker, a real store, real receivers and a real browser.
 	$(BIN)/python -m pytest
 
 faults: setup ## Every fault at every point of a job, then the journals; BROKER=URL for another broker.

@@ -46,7 +46,10 @@ class Start:
 
 def measure(folder: Path) -> Start:
     """Build a supervisor in a fresh process."""
-    (folder / "models.toml").write_text('[tiny]\nlocation = "nowhere"\n')
+    (folder / "models.toml").write_text('[tiny]\nlocation = "model"\n')
+    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+        (folder / "model" / part).mkdir(parents=True, exist_ok=True)
+        (folder / "model" / part / "empty.safetensors").touch()
     environment = {
         **os.environ,
         "BASE_MODELS_FILE": str(folder / "models.toml"),

@@ -50,6 +50,13 @@ class Settings(BaseSettings):
         description="Folder for downloads, checkpoints and outputs of running jobs.",
     )
 
+    http_port: int = Field(
+        0, ge=0, le=65535, description="Port of health, status page and metrics; none if 0."
+    )
+    http_address: str = Field(
+        "127.0.0.1", description="Address that they are served on; 0.0.0.0 in a container."
+    )
+
     # --- the broker
     rabbitmq_url: SecretStr | None = Field(
         None, description="amqp:// or amqps:// address; wins over the parts below."

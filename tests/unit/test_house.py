@@ -16,9 +16,9 @@ MAY_IMPORT = {
     "settings": set(),
     "outbound": set(),
     "observability": {"contract"},
-    "broker": set(),
+    "broker": {"observability"},
     "storage": {"outbound"},
-    "webhooks": {"contract", "outbound"},
+    "webhooks": {"contract", "outbound", "observability"},
     "report": {"contract"},
     "training": {"contract", "report"},
     "jobs": {

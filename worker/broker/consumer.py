@@ -19,6 +19,7 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 from worker.broker.connection import Backoff, BrokerAddress, why
 from worker.broker.delivery import Delivery
 from worker.broker.slot_channel import Settlement, SlotChannel
+from worker.observability import metrics
 
 __all__ = ["Consumer", "Delivery"]
 
@@ -91,6 +92,7 @@ class Consumer:
         self._connection: BlockingConnection | None = None
         self._last_session_at = self._seen_alive_at = 0.0
         self.connected = False
+        self.beat_at = time.monotonic()
         self.generation = 0
         self.gave_up = False
 
@@ -146,7 +148,28 @@ class Consumer:
         """The slot takes its next message. What it holds unsettled goes back to its queue."""
         self._submit(lambda: self._free(self._slots[slot]))
 
+    @property
+    def silent_seconds(self) -> float:
+        """Time since the thread last went round; 0 before its start and once it is to end."""
+        idle = self._thread.ident is None or self._closing.is_set()
+        return 0.0 if idle else time.monotonic() - self.beat_at
+
+    def message_count(self, queue: str) -> int | None:
+        """Messages ready in a queue; None without a session, or where there is no such queue."""
+        counted: list[int] = []
+        self._call(lambda: self._count(queue, counted))
+        return counted[0] if counted else None
+
     # --- commands
+
+    def _count(self, queue: str, counted: list[int]) -> bool:
+        if self._connection is None:
+            return False
+        channel = self._connection.channel()
+        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
+            counted.append(channel.queue_declare(queue, passive=True).method.message_count)
+            channel.close()
+        return bool(counted)
 
     def _settle(self, delivery: Delivery, how: Settlement) -> bool:
         slot = self._slots[delivery.slot]
@@ -187,6 +210,7 @@ class Consumer:
                 connection.add_callback_threadsafe(lambda: None)
 
     def _run_commands(self) -> None:
+        self.beat_at = time.monotonic()
         while self._commands:
             command, future = self._commands.popleft()
             if not future.set_running_or_notify_cancel():
@@ -229,6 +253,7 @@ class Consumer:
             self._connection, self.connected = connection, True
             self._seen_alive_at = time.monotonic()
             self.generation += 1
+            metrics.BROKER_CONNECTED.labels(self._name).set(1)
             log.info("broker_connected", consumer=self._name, broker=str(self._address))
             while not self._closing.is_set():
                 self._run_commands()
@@ -260,8 +285,10 @@ class Consumer:
     def _after_session(self, reason: str) -> None:
         was_connected, self.connected = self.connected, False
         held = sum([slot.forget() for slot in self._slots])
+        metrics.BROKER_CONNECTED.labels(self._name).set(0)
         if was_connected:
             self._last_session_at = time.monotonic()
+            metrics.BROKER_LOSSES.labels(self._name).inc(not self._closing.is_set())
         if not self._closing.is_set():
             event = "broker_lost" if was_connected else "broker_not_reached"
             log.warning(

@@ -13,6 +13,7 @@ from pika.spec import Basic, BasicProperties
 
 from worker.broker.confirms import Publication, Unconfirmed
 from worker.broker.connection import Backoff, BrokerAddress, why
+from worker.observability import metrics
 
 log = structlog.get_logger()
 
@@ -154,6 +155,7 @@ class PublishingLink:
             self._channel = channel
             self._backoff.reset()
             self._connect_at = 0.0
+            metrics.BROKER_CONNECTED.labels(self._name).set(1)
             log.info("broker_connected", publisher=self._name, broker=str(self._address))
             self._pump()
 
@@ -166,6 +168,7 @@ class PublishingLink:
     def _on_close(self, _connection: SelectConnection, error: BaseException) -> None:
         if not self._closing:
             log.warning("broker_lost", publisher=self._name, reason=why(error))
+            metrics.BROKER_LOSSES.labels(self._name).inc()
         self._lost(why(error))
         if self._closing:
             self._loop.stop()
@@ -176,11 +179,13 @@ class PublishingLink:
         self._retry_or_fail(why(error))
         if self._connection is not None and self._connection.is_open and not self._closing:
             log.warning("broker_channel_lost", publisher=self._name, reason=why(error))
+            metrics.CHANNEL_LOSSES.labels(self._name).inc()
             self._connection.close()
 
     def _lost(self, reason: str) -> None:
         self._connection = self._channel = self._blocked_because = None
         self._last_error = f"no connection: {reason}"
+        metrics.BROKER_CONNECTED.labels(self._name).set(0)
         self._retry_or_fail(reason)
         if not self._closing:
             self._pump()

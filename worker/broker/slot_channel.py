@@ -18,6 +18,7 @@ from pika.spec import Basic, BasicProperties
 
 from worker.broker.connection import Backoff, why
 from worker.broker.delivery import Delivery
+from worker.observability import metrics
 
 log = structlog.get_logger()
 
@@ -158,6 +159,7 @@ class SlotChannel:
         """Leave this channel; anything unsettled on it goes back to its queue."""
         channel, opened_at = self._channel, self._opened_at
         held = self.forget()
+        metrics.CHANNEL_LOSSES.labels(self._name).inc()
         log.warning(
             "broker_channel_lost", consumer=self._name, slot=self.index, held=held, reason=reason
         )

@@ -6,8 +6,12 @@ Exit status: 0 done, 1 not reproduced, 64 bad settings, 65 bad job, 69 no servic
 
 import typer
 
+from worker.cli.doctor import doctor
+from worker.cli.health import health, status
+from worker.cli.models import models_app
 from worker.cli.operator import cancel, dead_app, events_app, jobs_app
 from worker.cli.reproduce import reproduce
+from worker.cli.topology import topology_app
 from worker.cli.verbs import demo, run, schema, submit, train, validate, version
 
 app = typer.Typer(
@@ -16,11 +20,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (run, train, reproduce, submit, validate, cancel, schema, demo, version):
+for verb in (
+    *(run, train, reproduce, submit, validate, cancel, schema, demo, version),
+    *(doctor, health, status),
+):
     app.command()(verb)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(dead_app, name="dead")
 app.add_typer(events_app, name="events")
+app.add_typer(topology_app, name="topology")
+app.add_typer(models_app, name="models")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from worker.contract.job import ParsedMessage, parse_message
 from worker.contract.pipe import FinishedEvent
 from worker.contract.schema import json_schema
 from worker.jobs.assembly import catalogue_of
+from worker.jobs.fitness import refuse_to_start
 from worker.jobs.local_run import pictures_in, train_locally
 from worker.jobs.record import Result
 from worker.jobs.supervisor import Supervisor
@@ -51,6 +52,7 @@ def run() -> None:
     configure_logging(settings.log_level, settings.log_format, settings.secret_values)
     try:
         supervisor = Supervisor(settings)
+        refuse_to_start(settings)
         supervisor.install_signal_handlers()
         status = supervisor.run()
     except SettingsError as error:

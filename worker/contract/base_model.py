@@ -25,6 +25,7 @@ class BaseModelEntry(BaseModel):
         variant: the files' variant, such as `fp16`; none for plain files.
         resolution: side of the pictures where a job does not say, pixels; by default the family's.
         license: the model hub's identifier of its licence, for the adapter's card.
+        digest: `sha256:…` of the weights, as `lora-worker models list --digest` prints it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +37,7 @@ class BaseModelEntry(BaseModel):
     variant: str | None = None
     resolution: int | None = Field(None, ge=64, le=2048, multiple_of=8)
     license: str | None = None
+    digest: str | None = Field(None, pattern=r"^sha256:[0-9a-f]{64}$")
 
     @property
     def usual_resolution(self) -> int:

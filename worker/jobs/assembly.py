@@ -11,6 +11,7 @@ import structlog
 from pydantic import SecretStr
 
 from worker.broker.connection import BrokerAddress
+from worker.broker.consumer import Consumer
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.base_model import BaseModelEntry, CatalogueError, load_catalogue
@@ -19,16 +20,20 @@ from worker.jobs.attempt import AttemptRules, Attempts
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.control import RunningJobs
 from worker.jobs.devices import Share, shares, visible_gpus
+from worker.jobs.health import Health
 from worker.jobs.intake import Intake
 from worker.jobs.outbox import Outbox, OutboxSender
 from worker.jobs.record import JobRecord
 from worker.jobs.runner import JobRunner
 from worker.jobs.stages import StageRunner
+from worker.jobs.surroundings import Surroundings
 from worker.jobs.trainer_process import TrainerSlot, trainer_command
+from worker.observability.activity import Activity
+from worker.observability.http_server import StatusServer
 from worker.settings import Settings, SettingsError
 from worker.storage.images import ImageFetcher
 from worker.storage.s3 import S3Store
-from worker.storage.store import ObjectStore
+from worker.storage.store import ObjectStore, ObjectUrl
 from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
 from worker.webhooks.client import WebhookClient
 from worker.webhooks.retry import RetrySchedule
@@ -132,7 +137,9 @@ def topology_of(settings: Settings) -> Topology:
     )
 
 
-def job_runner(parts: Parts, *, running: RunningJobs, stopping: Callable[[], bool]) -> JobRunner:
+def job_runner(
+    parts: Parts, *, running: RunningJobs, stopping: Callable[[], bool], activity: Activity
+) -> JobRunner:
     """What handles the deliveries of the job queues."""
     settings = parts.settings
     return JobRunner(
@@ -170,6 +177,7 @@ def job_runner(parts: Parts, *, running: RunningJobs, stopping: Callable[[], boo
             running=running,
             send_progress=parts.send_progress,
             stopping=stopping,
+            activity=activity,
         ),
         conclusion=Conclusion(
             store=parts.store,
@@ -188,6 +196,33 @@ def outbox_sender(parts: Parts) -> OutboxSender:
     settings = parts.settings
     schedule = RetrySchedule(settings.webhook_retry_seconds, settings.webhook_retry_total_seconds)
     return OutboxSender(parts.client, parts.publisher, parts.topology, parts.record, schedule)
+
+
+def surroundings(parts: Parts, events: Consumer, activity: Activity) -> Surroundings:
+    """What looks at store, queues and GPUs; `events` asks the broker."""
+    topology = parts.topology
+    return Surroundings(
+        store=parts.store,
+        url=ObjectUrl(parts.settings.s3_bucket, "jobs/.there"),
+        queues={
+            "events": topology.events,
+            "events_dead": topology.events_dead,
+            "dead": topology.dead,
+        },
+        message_count=events.message_count,
+        ends=lambda: activity.ends,
+    )
+
+
+def status_server(settings: Settings, health: Health) -> StatusServer:
+    """The server of health, status and metrics, its port bound. Raises `SettingsError`."""
+    try:
+        return StatusServer(settings.http_address, settings.http_port, health.pages())
+    except OSError as error:
+        place = f"{settings.http_address}:{settings.http_port}"
+        raise SettingsError(
+            [f"HTTP_PORT cannot be used: {place} cannot be bound ({error.strerror})"]
+        ) from None
 
 
 def trainer_slots(parts: Parts, command: Sequence[str] | None) -> list[TrainerSlot]:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import structlog
 
 from worker.broker.topology import Topology
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.events import ProgressBody
+from worker.contract.events import FailedBody, ProgressBody
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
 from worker.jobs.conclusion import completed_result
 from worker.jobs.control import RunningJobs
@@ -22,6 +23,7 @@ from worker.jobs.place import Turn
 from worker.jobs.progress import ProgressReporter
 from worker.jobs.record import LastError, Lease, LostLease, Result
 from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.observability.activity import Activity, JobActivity
 from worker.storage.images import FetchedImage
 from worker.storage.store import StoredObject
 
@@ -70,6 +72,7 @@ class Attempts:
         send_progress: sends one report to a base, if at the last moment the job is still ours;
             False if the receiver said 410 Gone.
         stopping: whether the worker drains.
+        activity: told of what goes on, for whoever looks at this worker.
     """
 
     rules: AttemptRules
@@ -78,6 +81,7 @@ class Attempts:
     running: RunningJobs
     send_progress: Callable[[str, ProgressBody, int, Callable[[], bool]], bool]
     stopping: Callable[[], bool]
+    activity: Activity
 
     def run(
         self,
@@ -109,11 +113,13 @@ class Attempts:
             term_seconds=self.rules.lease_term_seconds,
         )
         self.running.add(order.job.job_id, keeper.canceled)
-        attempt = _Attempt(self, order, lease, keeper, held, turn)
+        seen = self._begin_activity(order, lease, first=previous is None)
+        attempt = _Attempt(self, order, lease, keeper, held, turn, seen)
         try:
             result = attempt.work(fetched)
         finally:
             self.running.remove(order.job.job_id)
+            self.activity.leave(seen)
             quiet = attempt.silence()
             keeper.close()
         if keeper.lost.is_set():
@@ -123,6 +129,25 @@ class Attempts:
         if result is None:
             return None
         return Ended(result, attempt.last_progress(result), quiet, keeper.let_go)
+
+    def _begin_activity(self, order: Order, lease: Lease, *, first: bool) -> JobActivity:
+        asked = order.job.parameters
+        batch = min(asked.train_batch_size, len(order.job.images))
+        return self.activity.begin(
+            order.job.job_id,
+            order.job.style_id,
+            attempt=lease.attempts,
+            samples_a_step=batch * asked.gradient_accumulation_steps,
+            waited_seconds=time.time() - order.sent_at if order.sent_at and first else None,
+        )
+
+    def note_end(self, result: Result) -> None:
+        """Have it known here how a job ended."""
+        code = message = ""
+        if result.outcome != "completed":
+            body = FailedBody.model_validate_json(result.event_body)
+            code, message = body.error_code.value, body.error_message
+        self.activity.ended(result.job_id, result.style_id, result.outcome, code, message)
 
 
 class _Attempt:
@@ -136,7 +161,9 @@ class _Attempt:
         keeper: LeaseKeeper,
         held: HeldDelivery,
         turn: Turn,
+        seen: JobActivity,
     ) -> None:
+        self._seen = seen
         self._room, self._order, self._lease = room, order, lease
         self._keeper, self._held, self._turn = keeper, held, turn
         self._progress = self._start_progress()
@@ -152,6 +179,7 @@ class _Attempt:
                 folder=folder,
                 base_model=self._order.base_model,
                 on_event=self._on_event,
+                on_checkpoint=self._seen.on_checkpoint,
                 should_stop=self._should_stop,
                 checkpoint=self._order.record.checkpoint() if self._lease.epoch > 1 else None,
                 fetched=fetched,
@@ -211,6 +239,7 @@ class _Attempt:
             case "drain":
                 self._keeper.let_go()
                 log.info("job_interrupted", step=stopped.step)
+                self._note("interrupted")
                 self._held.requeue()
         return None
 
@@ -222,11 +251,16 @@ class _Attempt:
         if last or not error.transient:
             return self._order.failed(self._lease.epoch, error.code, error.message)
         self._keeper.let_go(failed=LastError(code=error.code, message=error.message))
+        self._note("retried", error.code.value, error.message)
         self._held.move(
             self._room.topology.retry_for_attempt(self._lease.attempts),
             **{"x-lora-attempts": self._lease.attempts, "x-lora-code": error.code.value},
         )
         return None
+
+    def _note(self, outcome: str, code: str = "", message: str = "") -> None:
+        job = self._order.job
+        self._room.activity.ended(job.job_id, job.style_id, outcome, code, message)
 
     def _should_stop(self) -> StopCommand | None:
         if self._keeper.lost.is_set() or self._keeper.canceled.is_set():
@@ -234,6 +268,7 @@ class _Attempt:
         return StopCommand(reason="drain") if self._room.stopping() else None
 
     def _on_event(self, event: StageEvent | StepEvent) -> None:
+        self._seen.on_event(event)
         if isinstance(event, StepEvent):
             self._turn.expect_end(event.estimated_seconds)
         if self._progress is None:

@@ -8,6 +8,7 @@ import structlog
 from worker.broker.consumer import Delivery
 from worker.broker.publisher import Publisher, PublishFailed
 from worker.broker.topology import Topology
+from worker.observability import metrics
 
 log = structlog.get_logger()
 
@@ -78,6 +79,8 @@ class HeldDelivery:
             if self._settled:
                 return
             self._copy(queue, headers)
+            if queue == self._topology.parked:
+                metrics.PARKS.inc()
             self._settle()
             self._consumer.ack(self.delivery)
 

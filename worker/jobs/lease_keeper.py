@@ -7,6 +7,7 @@ import time
 import structlog
 
 from worker.jobs.record import JobRecord, LastError, Lease, LostLease
+from worker.observability import metrics
 from worker.storage.store import StorageError
 
 log = structlog.get_logger()
@@ -111,12 +112,15 @@ class LeaseKeeper:
             except LostLease:
                 if not self._was_written_by_us(lease):
                     log.warning("lease_lost", epoch=lease.epoch)
+                    metrics.LEASE_RENEWALS.labels("lost").inc()
                     self.lost.set()
                     return False
             except StorageError as error:
                 log.warning("lease_not_renewed", reason=str(error))
+                metrics.LEASE_RENEWALS.labels("failed").inc()
                 return False
             self._lease, self._renewed_at = lease, asked_at
+            metrics.LEASE_RENEWALS.labels("renewed").inc()
             return True
 
     def _was_written_by_us(self, lease: Lease) -> bool:

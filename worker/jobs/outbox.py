@@ -11,6 +11,7 @@ from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.events import ENDPOINTS, EventName, ProgressBody, idempotency_key
 from worker.jobs.record import JobRecord, Result
+from worker.observability import metrics
 from worker.webhooks.client import Answer, WebhookClient
 from worker.webhooks.retry import RetrySchedule
 
@@ -113,6 +114,8 @@ class OutboxSender:
                 self._send(message.base, "progress", message.progress_before, key, still_ours)
             key = idempotency_key(message.job_id, message.event)
             answer = self._send(message.base, message.event, message.body, key, still_ours)
+            age_seconds = max(0.0, time.time() - message.queued_at)
+            metrics.OUTBOX_AGE.labels(answer.kind).observe(age_seconds)
             delay = self._schedule.next_delay(tries + 1, answer.retry_after_seconds)
             match answer.kind:
                 case "withheld":
@@ -151,6 +154,7 @@ class OutboxSender:
         )
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
+        metrics.WEBHOOKS_GIVEN_UP.inc()
         log.error("webhook_given_up", message_id=delivery.message_id, reason=reason)
         self._publisher.publish(
             self._topology.events_dead,

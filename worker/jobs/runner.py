@@ -25,6 +25,7 @@ from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Intake, Order
 from worker.jobs.place import Turn
 from worker.jobs.record import JobRecord, Lease, Result
+from worker.observability import metrics
 from worker.storage.images import FetchedImage
 from worker.storage.store import StorageError, StoredObject
 
@@ -92,6 +93,7 @@ class JobRunner:
             age_seconds=time.time() - order.sent_at if order.sent_at else None,
             max_age_seconds=rules.max_age_seconds,
         )
+        metrics.DELIVERIES.labels(type(action).__name__).inc()
         log.info("job_decided", action=type(action).__name__, redelivered=held.delivery.redelivered)
         match action:
             case Park():
@@ -157,7 +159,8 @@ class JobRunner:
             return
         # A receiver hangs on a report, and no progress may arrive after the end. The slot does not
         # wait for it: the result stands, and the parked message will see to the rest.
-        order.record.commit(ended.result)
+        if order.record.commit(ended.result) == ended.result:
+            self._attempts.note_end(ended.result)
         ended.let_go()
         held.park()
 
@@ -189,6 +192,8 @@ class JobRunner:
         standing = record.commit(result)
         ours = standing == result
         log.info("job_committed", outcome=standing.outcome, epoch=standing.epoch, ours=ours)
+        if ours:
+            self._attempts.note_end(result)
         self._conclude(standing, record, held, last_progress if ours else None)
         held.ack()
 

@@ -33,13 +33,14 @@ from worker.contract.pipe import (
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
 from worker.jobs.trainer_process import TrainerSlot
+from worker.observability import metrics
 from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
 from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
 
 log = structlog.get_logger()
 
 #: Free space that a job needs beside its pictures, bytes: checkpoints and outputs.
-_SPARE_DISK_BYTES = 512 * 1024 * 1024
+SPARE_DISK_BYTES = 512 * 1024 * 1024
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Claimed:
 
     Attributes:
         on_event: told of stages and steps, for progress.
+        on_checkpoint: told of each checkpoint's step, and whether it was stored.
         should_stop: looked at between and in stages.
         checkpoint: the newest checkpoint's pointer and its etag, moved on as checkpoints are
             stored.
@@ -64,6 +66,7 @@ class Claimed:
     checkpoint: tuple[CheckpointPointer, str] | None
     fetched: Sequence[FetchedImage] | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    on_checkpoint: Callable[[int, bool], None] = lambda _step, _stored: None
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -128,11 +131,11 @@ class StageRunner:
         for name in ("images", "checkpoints", "outputs"):
             (claimed.folder / name).mkdir(parents=True)
         free = shutil.disk_usage(claimed.folder).free
-        if free < _SPARE_DISK_BYTES:
+        if free < SPARE_DISK_BYTES:
             raise JobError(
                 ErrorCode.TRAINING_FAILED,
                 f"The worker's disk has {free // 2**20} MiB free and needs "
-                f"{_SPARE_DISK_BYTES // 2**20}; the job is tried again elsewhere.",
+                f"{SPARE_DISK_BYTES // 2**20}; the job is tried again elsewhere.",
                 transient=True,
             )
 
@@ -251,10 +254,12 @@ class StageRunner:
                 claimed.record.point_to(pointer, old[1] if old else None),
             )
             log.info("checkpoint_stored", step=event.step, bytes=path.stat().st_size)
+            claimed.on_checkpoint(event.step, True)
             if old is not None and old[0].url != str(url):
                 self.store.delete(ObjectUrl.parse(old[0].url))
         except (StorageError, OSError) as error:
             log.warning("checkpoint_not_stored", step=event.step, reason=str(error))
+            claimed.on_checkpoint(event.step, False)
         except LostLease:
             # The lease decides who owns the job; its keeper will stop this one.
             log.warning("checkpoint_pointer_was_moved", step=event.step)
@@ -294,6 +299,8 @@ def stage(name: Stage, claimed: Claimed) -> Iterator[None]:
 
 def log_stage(event: StageEvent) -> None:
     """One log line a stage's start and end, with the GPU's memory in bytes."""
+    if event.status == "ended":
+        metrics.STAGE_DURATION.labels(event.stage).observe(event.seconds)
     log.info(
         f"stage_{event.status}",
         stage=event.stage,

@@ -10,13 +10,22 @@ from pika.adapters.blocking_connection import BlockingChannel
 from worker import __version__
 from worker.broker.consumer import Consumer, Delivery
 from worker.broker.topology import declare_control_queue
-from worker.jobs.assembly import assemble, job_runner, outbox_sender, trainer_slots
+from worker.jobs.assembly import (
+    assemble,
+    job_runner,
+    outbox_sender,
+    status_server,
+    surroundings,
+    trainer_slots,
+)
 from worker.jobs.control import ControlListener, RunningJobs
+from worker.jobs.health import Health
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.place import SLOTS_A_TRAINER, Place, Turn
 from worker.jobs.slots import Slot
 from worker.jobs.stopping import StopRequest
 from worker.jobs.trainer_process import TrainerSlot
+from worker.observability.activity import Activity
 from worker.settings import Settings, SettingsError
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
 
@@ -48,7 +57,10 @@ class Supervisor:
         self._gave_up = False
         self._parts = assemble(settings)
         self._running = RunningJobs()
-        self._runner = job_runner(self._parts, running=self._running, stopping=self._stop)
+        self._activity = Activity()
+        self._runner = job_runner(
+            self._parts, running=self._running, stopping=self._stop, activity=self._activity
+        )
         self._sender = outbox_sender(self._parts)
         self._trainers = trainer_slots(self._parts, trainer_command)
         self._places = [self._place(trainer) for trainer in self._trainers]
@@ -70,11 +82,18 @@ class Supervisor:
         )
         self._control_slot = self._listening_slot()
         self._control = self._control_consumer()
+        self._surroundings = surroundings(self._parts, self._events, self._activity)
 
     # --- running
 
     def run(self) -> int:
         """Work until a signal or until the broker is given up. Returns the exit status."""
+        if not self._settings.http_port:
+            return self._run()
+        with status_server(self._settings, self._health()):
+            return self._run()
+
+    def _run(self) -> int:
         settings = self._settings
         log.info(
             "worker_starting",
@@ -91,6 +110,8 @@ class Supervisor:
         self._events.start()
         self._control.start()
         self._jobs.start()
+        if settings.http_port:
+            self._surroundings.start()
         self._stop.wait()
         return self._shut_down()
 
@@ -152,6 +173,18 @@ class Supervisor:
         return False
 
     # --- building
+
+    def _health(self) -> Health:
+        return Health(
+            owner=self._parts.owner,
+            environment=self._settings.environment,
+            activity=self._activity,
+            surroundings=self._surroundings,
+            consumers={"jobs": self._jobs, "events": self._events, "control": self._control},
+            slots=(*self._job_slots, *self._event_slots, self._control_slot),
+            trainers=self._trainers,
+            stopping=self._stop,
+        )
 
     def _place(self, trainer: TrainerSlot) -> Place:
         return Place(

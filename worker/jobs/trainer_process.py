@@ -27,6 +27,7 @@ from worker.contract.pipe import (
 )
 from worker.jobs.devices import Share
 from worker.jobs.step_watch import LEAST_SECONDS, StepWatch
+from worker.observability import metrics
 
 log = structlog.get_logger()
 
@@ -141,6 +142,7 @@ class TrainerProcess:
         self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
         self._write_lock = threading.Lock()
         self.ready: ReadyEvent | None = None
+        self.is_up = False
         self.jobs_done = 0
         self.clean = True
         threading.Thread(target=self._read_events, name="trainer-events", daemon=True).start()
@@ -280,7 +282,8 @@ class TrainerProcess:
         assert self._child.stdout is not None  # noqa: S101 - opened with PIPE above
         for line in self._child.stdout:
             try:
-                self._events.put(parse_event(line))
+                self._events.put(event := parse_event(line))
+                self.is_up = self.is_up or isinstance(event, ReadyEvent)
             except ValidationError:
                 log.warning("trainer_line_not_understood", line=line[:200].decode(errors="replace"))
         self._events.put(None)
@@ -335,11 +338,18 @@ class TrainerSlot:
         self._trainer.wait_ready(self._start_timeout_seconds)
         return self._trainer
 
+    @property
+    def is_up(self) -> bool:
+        """Whether a trainer runs here that has said that it is ready; waits for nothing."""
+        trainer = self._trainer
+        return trainer is not None and trainer.is_up and trainer.alive
+
     def recycle(self) -> None:
         """After a job: a trainer that failed, ended or served its jobs makes room for a new one."""
         used = self._trainer
         if used is None or (used.alive and used.clean and used.jobs_done < self._max_jobs):
             return
+        metrics.TRAINERS_REPLACED.labels(str(used.clean).lower()).inc()
         log.info("trainer_replaced", pid=used.pid, jobs_done=used.jobs_done, clean=used.clean)
         if used.clean:
             used.close()

@@ -103,6 +103,11 @@ class HostList:
         for entry in entries:
             self._allowed |= _origins_of(entry)
 
+    @property
+    def origins(self) -> frozenset[Origin]:
+        """All that are allowed."""
+        return frozenset(self._allowed)
+
     def allows(self, origin: Origin) -> bool:
         """Whether requests may go there."""
         return origin in self._allowed

@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from worker import __version__
+from worker.observability import metrics
 from worker.outbound.address import Address
 from worker.outbound.request import Answer as HttpAnswer
 from worker.outbound.request import NotSent, RequestFailed, request
@@ -97,6 +98,23 @@ class WebhookClient:
                 system's if None.
             still_ours: asked at the last moment before anything is written.
         """
+        started = time.monotonic()
+        answer = self._send(method, base, event_path, body, idempotency_key, now, still_ours)
+        metrics.WEBHOOK_DURATION.labels(event_path.rpartition("/")[2], answer.kind).observe(
+            time.monotonic() - started
+        )
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        base: str,
+        event_path: str,
+        body: bytes,
+        idempotency_key: str,
+        now: float | None,
+        still_ours: Callable[[], bool],
+    ) -> Answer:
         try:
             address = self._allow_list.check(base)
         except WebhookNotAllowed as error:
