@@ -20,7 +20,11 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Browser:
-    """One page in a browser of its own; a context manager."""
+    """One page in a browser of its own; a context manager.
+
+    Attributes:
+        events: all that the browser said unasked since the last `open`, in order.
+    """
 
     def __init__(self, width: int = 1280, height: int = 900) -> None:
         program = next(filter(None, map(shutil.which, NAMES)), None)
@@ -53,12 +57,12 @@ class Browser:
         os.set_blocking(self._in, False)
         self._unread = b""
         self._numbers = itertools.count(1)
-        self.complaints: list[str] = []
+        self.events: list[dict[str, Any]] = []
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)[
             "sessionId"
         ]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self._ask(f"{domain}.enable")
         self.resize(width, height)
 
@@ -77,9 +81,24 @@ class Browser:
         os.close(self._out)
         self._folder.cleanup()
 
+    @property
+    def complaints(self) -> list[str]:
+        """Errors of the page's scripts, and what the browser logged as errors."""
+        return [
+            str(event["params"])
+            for event in self.events
+            if event["method"] == "Runtime.exceptionThrown"
+            or (
+                event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error"
+            )
+        ]
+
     def open(self, url: str) -> None:
-        """Go to an address; errors of its scripts are kept in `complaints`."""
+        """Go to an address and wait until all of the page is there."""
+        self.events.clear()
         self._ask("Page.navigate", url=url)
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
 
     def resize(self, width: int, height: int, scale: float = 1) -> None:
         """Show the page on a screen of so many CSS pixels."""
@@ -91,9 +110,9 @@ class Browser:
             mobile=width < 600,
         )
 
-    def dark(self) -> None:
-        """Prefer dark colours."""
-        feature = {"name": "prefers-color-scheme", "value": "dark"}
+    def prefer(self, scheme: str) -> None:
+        """Have the page think that its reader prefers `dark` or `light` colours."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
         self._ask("Emulation.setEmulatedMedia", features=[feature])
 
     def evaluate(self, script: str) -> Any:
@@ -137,15 +156,7 @@ class Browser:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 result: dict[str, Any] = answer["result"]
                 return result
-            self._hear(answer)
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        parameters = event.get("params", {})
-        match event.get("method"):
-            case "Runtime.exceptionThrown":
-                self.complaints.append(str(parameters["exceptionDetails"]))
-            case "Log.entryAdded" if parameters["entry"]["level"] == "error":
-                self.complaints.append(str(parameters["entry"]))
+            self.events.append(answer)
 
     def _next(self) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -1,12 +1,11 @@
 """The report in a real Chromium: whole, quiet, by itself, on a phone and on a desk."""
 
-import base64
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.browser import Browser
+from tests.browser import Browser
 from tests.unit.report.test_page import HOSTILE
 from worker.report.page import report_page
 
@@ -31,23 +30,25 @@ def report(finished) -> str:
 def test_the_report_loads_quietly_by_itself_and_shows_every_picture(
     browser: Browser, report: str, size: tuple[int, int], dark: bool
 ):
-    browser.open(report, *size, dark=dark)
-    natural = browser.value("[...document.images].map(i => i.complete ? i.naturalWidth : 0)")
+    browser.resize(*size)
+    browser.prefer("dark" if dark else "light")
+    browser.open(report)
+    natural = browser.evaluate("[...document.images].map(i => i.complete ? i.naturalWidth : 0)")
     assert len(natural) == 2 * 2 + 4
     assert all(width > 0 for width in natural)
 
     drawn = "[...document.querySelectorAll('polyline')].filter(l => l.getBBox().width > 100"
-    assert browser.value(drawn + " && l.checkVisibility()).length") == 3
+    assert browser.evaluate(drawn + " && l.checkVisibility()).length") == 3
 
     # Nothing stands over the edge, and text is large enough to be read.
-    assert browser.value("document.documentElement.scrollWidth") <= size[0]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= size[0]
     sizes = "[...document.querySelectorAll('body *')].filter(e => e.checkVisibility())"
     assert (
-        browser.value(f"Math.min(...{sizes}.map(e => parseFloat(getComputedStyle(e).fontSize)))")
+        browser.evaluate(f"Math.min(...{sizes}.map(e => parseFloat(getComputedStyle(e).fontSize)))")
         > 9
     )
 
-    ink, paper = browser.value(
+    ink, paper = browser.evaluate(
         "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
     )
     assert (brightness(ink) > brightness(paper)) is dark
@@ -70,8 +71,9 @@ def test_the_check_hears_of_scripts_and_of_requests(browser: Browser, tmp_path):
     """The control: what the test above would not let pass."""
     page = tmp_path / "bad.html"
     page.write_text("<script>console.error('x')</script><img src='other.png'>")
-    browser.open(page.as_uri(), *PHONE)
-    assert browser.value("document.images[0].naturalWidth") == 0
+    browser.resize(*PHONE)
+    browser.open(page.as_uri())
+    assert browser.evaluate("document.images[0].naturalWidth") == 0
     said = {event["method"] for event in browser.events}
     assert {"Runtime.consoleAPICalled", "Log.entryAdded"} <= said
     asked = [e for e in browser.events if e["method"] == "Network.requestWillBeSent"]
@@ -86,5 +88,4 @@ def brightness(colour: str) -> float:
 def keep_picture(browser: Browser, name: str) -> None:
     """Into `REPORT_PICTURES`, if that names a folder: to be looked at."""
     if folder := os.environ.get("REPORT_PICTURES"):
-        shot = browser.send("Page.captureScreenshot", captureBeyondViewport=True)
-        Path(folder, f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+        browser.screenshot(Path(folder, f"{name}.png"))
