@@ -19,7 +19,7 @@ PASSAGES = {
     **{"command": 1, "base-model": 1, "picture": 2, "encode": 2, "step": 3},
     **{"checkpoint-half": 2, "checkpoint-write": 2, "checkpoint-rename": 2},
     **{"checkpoint-delete": 1, "checkpoint-event": 2},
-    **{"export": 1, "verify": 1, "file": 4, "finished-event": 1},
+    **{"export": 1, "verify": 1, "file": 6, "finished-event": 1},
 }
 
 
