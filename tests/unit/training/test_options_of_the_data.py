@@ -94,14 +94,16 @@ def test_each_picture_is_encoded_once_a_variant_and_each_text_once_however_long_
     tiny_base_model, many, tmp_path, mocker
 ):
     pictures = mocker.spy(cache, "_posterior")
-    texts = mocker.spy(cache, "_embedding")
+    encoded = mocker.spy(cache, "encode_captions")
     found = datasets(mocker)
     rules = {"center_crop": False, "random_flip": True, "shuffle_captions": True, "keep_tokens": 1}
     run(tagged(command(tiny_base_model, many, tmp_path, max_train_steps=20, **rules)))
     assert pictures.call_count == 8
     # Three loose tags have six orders; and there is the empty prompt.
-    assert texts.call_count == 8 * 6 + 1
+    [[_, _, texts]] = (call.args for call in encoded.call_args_list)
+    assert len(texts) == len(set(texts)) == 8 * 6
     [data] = found
+    assert len(data.embeddings) == 8 * 6 + 1
     assert data.buckets[0].mean.shape == (8, 4 * 2, 4, 8, 8)
 
 
