@@ -10,8 +10,8 @@ from worker.contract.pipe import TrainCommand
 from worker.demo.pictures import draw_pictures
 from worker.demo.tiny_base_model import Size, make_base_model
 
-#: Settings of diffusers' script that our jobs take over: alpha = rank, no dropout, no clipping
-#: (the script means to clip, but its list of parameters is an exhausted iterator).
+#: Settings of diffusers' script that our jobs take over: alpha = rank, no dropout, no previews, no
+#: clipping (the script means to clip, but its list of parameters is an exhausted iterator).
 RANK = 16
 LEARNING_RATE = 1e-4
 SEED = 7
@@ -101,6 +101,7 @@ class Workload:
                     "lora_alpha": RANK,
                     "lora_dropout": 0,
                     "max_grad_norm": 0,
+                    "validation_prompts": [],
                     "learning_rate": LEARNING_RATE,
                     **rules,
                 },

@@ -30,7 +30,7 @@ _PROMPTS = 3
 
 #: A machine without a GPU draws unasked only what costs it seconds: small pictures from UNets of at
 #: most so many weights.
-_CHEAP_SIDE = 256
+_CHEAP_SIDE = 128
 _CHEAP_WEIGHTS = 100_000_000
 
 ShouldStop = Callable[[], object]

@@ -206,5 +206,5 @@ def test_where_steps_cannot_be_launched_faster_one_line_says_so_and_nothing_else
 )
 def test_several_processes_share_the_pictures_of_a_batch(batch, processes, micro_batch):
     rules = TrainingParameters(train_batch_size=batch)
-    plan = make_plan(rules, 20, free_bytes=0, processes=processes)
+    plan = make_plan(rules, 20, memory=MEMORY, free_bytes=0, processes=processes)
     assert (plan.micro_batch, plan.group_size) == (micro_batch, batch)
