@@ -152,6 +152,9 @@ def _prepare(
         processes=ranks.count,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
+    if plan.accumulation < ranks.count:
+        idle = {"processes": ranks.count, "micro_batches": plan.accumulation}
+        report(LogEvent(level="warning", event="processes_without_work", fields=idle))
     return pictures, Lesson(
         dataset=dataset,
         schedule=model.schedule,
