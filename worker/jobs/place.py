@@ -111,9 +111,11 @@ class Place:
 
     def end(self, slot: int) -> None:
         """`slot` needs the trainer no more, if it did; one that failed is replaced."""
-        if self._training == slot:
-            self.trainer.recycle()
-        self._leave(slot)
+        try:
+            if self._training == slot:
+                self.trainer.recycle()
+        finally:
+            self._leave(slot)
 
     def close(self) -> None:
         """A thread of the place is done; returns, and ends the trainer, once all are.

@@ -167,6 +167,9 @@ def _prepare(
         buckets=material.buckets,
     )
     report(LogEvent(event="training_planned", fields=asdict(plan)))
+    if plan.accumulation < ranks.count:
+        idle = {"processes": ranks.count, "micro_batches": plan.accumulation}
+        report(LogEvent(level="warning", event="processes_without_work", fields=idle))
     return material, Lesson(
         dataset=material.dataset,
         schedule=model.schedule,

@@ -166,6 +166,14 @@ def test_a_message_that_needs_no_trainer_leaves_the_turn_to_others(place, traine
     assert both(place) == [0, None]
 
 
+def test_a_trainer_that_cannot_be_replaced_does_not_keep_the_turn(place, trainer, mocker):
+    mocker.patch.object(trainer, "recycle", side_effect=OSError("no process can be started"))
+    train_in(place, 0)
+    with pytest.raises(OSError, match="no process"):
+        place.end(0)
+    train_in(place, 1)
+
+
 def test_a_thread_of_the_place_ends_only_when_all_are_done(place, trainer):
     """The trainer dies with the thread that started it, whichever that was."""
     first = threading.Thread(target=place.close)
