@@ -38,9 +38,13 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/work \
     HF_HOME=/models \
     WORK_DIR=/work/jobs \
+    HTTP_ADDRESS=0.0.0.0 \
+    HTTP_PORT=8080 \
     BASE_MODELS_FILE=/app/config/base_models.toml
 VOLUME ["/work", "/models"]
 USER worker
+EXPOSE 8080
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s CMD ["lora-worker", "health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["lora-worker"]
 CMD ["run"]

@@ -11,7 +11,7 @@ from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.events import ENDPOINTS, EventName, ProgressBody, idempotency_key
 from worker.jobs.record import JobRecord, Result
-from worker.observability import metrics
+from worker.observability import metrics, tracing
 from worker.webhooks.client import Answer, WebhookClient
 from worker.webhooks.retry import RetrySchedule
 
@@ -69,7 +69,7 @@ class Outbox:
             self._topology.events,
             message.model_dump_json().encode(),
             message_id=idempotency_key(result.job_id, result.event),
-            headers={TRIES_HEADER: 0},
+            headers={TRIES_HEADER: 0, **tracing.outgoing_headers()},
         )
 
 
@@ -102,8 +102,10 @@ class OutboxSender:
             self._bury(delivery, "the event message is not readable")
             return True
         tries = _count(delivery.headers.get(TRIES_HEADER))
-        with structlog.contextvars.bound_contextvars(
-            job_id=message.job_id, style_id=message.style_id, webhook=message.event
+        ids: dict[str, str | int] = {"job_id": message.job_id, "style_id": message.style_id}
+        with (
+            structlog.contextvars.bound_contextvars(webhook=message.event, **ids),
+            tracing.span(f"webhook {message.event}", delivery.headers, **ids),
         ):
             record = self._record(message.job_id)
             if record.is_delivered():

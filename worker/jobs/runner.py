@@ -25,7 +25,7 @@ from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Intake, Order
 from worker.jobs.place import Turn
 from worker.jobs.record import JobRecord, Lease, Result
-from worker.observability import metrics
+from worker.observability import metrics, tracing
 from worker.storage.images import FetchedImage
 from worker.storage.store import StorageError, StoredObject
 
@@ -69,8 +69,10 @@ class JobRunner:
             self._refuse(error, held)
             return
         held.job_id = order.job.job_id
-        with structlog.contextvars.bound_contextvars(
-            job_id=order.job.job_id, style_id=order.job.style_id
+        ids: dict[str, str | int] = {"job_id": order.job.job_id, "style_id": order.job.style_id}
+        with (
+            structlog.contextvars.bound_contextvars(**ids),
+            tracing.span("job", held.delivery.headers, **ids),
         ):
             if order.ignored_fields:
                 log.info("message_fields_ignored", fields=list(order.ignored_fields))

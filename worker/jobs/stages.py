@@ -33,7 +33,7 @@ from worker.contract.pipe import (
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
 from worker.jobs.trainer_process import TrainerSlot
-from worker.observability import metrics
+from worker.observability import metrics, tracing
 from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
 from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
 
@@ -301,6 +301,7 @@ def log_stage(event: StageEvent) -> None:
     """One log line a stage's start and end, with the GPU's memory in bytes."""
     if event.status == "ended":
         metrics.STAGE_DURATION.labels(event.stage).observe(event.seconds)
+        tracing.stage_ended(event.stage, event.seconds)
     log.info(
         f"stage_{event.status}",
         stage=event.stage,

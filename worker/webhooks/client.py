@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from worker import __version__
-from worker.observability import metrics
+from worker.observability import metrics, tracing
 from worker.outbound.address import Address
 from worker.outbound.request import Answer as HttpAnswer
 from worker.outbound.request import NotSent, RequestFailed, request
@@ -148,6 +148,7 @@ class WebhookClient:
             "Idempotency-Key": idempotency_key,
             "User-Agent": f"lora-worker/{__version__}",
             "Accept": "*/*",
+            **tracing.outgoing_headers(),
         }
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
