@@ -1,16 +1,21 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 
 #: Named sets of linear layers of the UNet that get an adapter.
 TARGET_PRESETS: dict[str, tuple[str, ...]] = {
@@ -65,7 +70,13 @@ class TrainingParameters(BaseModel):
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=64, description="Micro-batches in one optimizer step."
     )
-    learning_rate: float = Field(1e-4, ge=1e-7, le=1e-2, description="Peak learning rate.")
+    learning_rate: float = Field(
+        1e-4,
+        ge=1e-7,
+        le=10,
+        description="Peak learning rate, at most 0.01; for `prodigy` a factor of the rate that it "
+        "finds, 1.0 by default.",
+    )
     lr_scheduler: SchedulerName = Field("constant", description="Learning-rate schedule.")
     lr_warmup_steps: int = Field(0, ge=0, le=50_000, description="Optimizer steps of warm-up.")
     rank: int = Field(
@@ -97,7 +108,10 @@ class TrainingParameters(BaseModel):
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="Recompute activations; `auto` only when memory needs it."
     )
-    optimizer: Literal["adamw"] = Field("adamw", description="Optimizer.")
+    optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor"] = Field(
+        "adamw",
+        description="Optimizer; `adamw8bit` and `prodigy` where the operator has installed them.",
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     adam_weight_decay: float = Field(1e-2, ge=0, le=1, description="Decoupled weight decay.")
@@ -158,6 +172,32 @@ class TrainingParameters(BaseModel):
         if value != only:
             raise ValueError(f"can only be {only!r} in this version")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_optimizer(cls, values: Any) -> Any:
+        """Without a learning rate, each optimizer has its own."""
+        if isinstance(values, dict):
+            rate = DEFAULT_LEARNING_RATE.get(str(values.get("optimizer")))
+            return values if rate is None else {"learning_rate": rate} | values
+        return values
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_work_together(self) -> Self:
+        if found := conflicts(dict(self)):
+            raise ValidationError.from_exception_data(
+                type(self).__name__,
+                [
+                    InitErrorDetails(
+                        # The sentence is an argument: braces in it would be read as a place.
+                        type=PydanticCustomError("value_error", "{sentence}", {"sentence": text}),
+                        loc=(name,),
+                        input=getattr(self, name),
+                    )
+                    for name, text in found
+                ],
+            )
+        return self
 
 
 def canonical_parameter(name: str) -> str | None:

@@ -33,6 +33,7 @@ from worker.training.device import (
 from worker.training.evaluate import fixed_losses
 from worker.training.export import export_adapter, verify_adapter
 from worker.training.images import Pictures
+from worker.training.library_optimizer import refuse_missing_package
 from worker.training.loop import StopReason
 from worker.training.plan import make_plan
 from worker.training.result import job_metadata, write_result
@@ -80,6 +81,7 @@ def run_job(
     try:
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
+            refuse_missing_package(command.parameters.optimizer)
             model = shelf.get(command.base_model, arithmetic)
             pictures, lesson = _prepare(command, model, report, should_stop)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):

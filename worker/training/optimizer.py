@@ -1,5 +1,6 @@
-"""Accelerate, AdamW and the learning-rate schedule of one job."""
+"""Accelerate, the optimizer and the learning-rate schedule of one job."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from diffusers.optimization import get_scheduler
 
 from worker.contract.parameters import TrainingParameters
 from worker.training.device import Arithmetic
+from worker.training.library_optimizer import LibraryOptimizer, adafactor, adamw8bit, prodigy
 from worker.training.low_rank import LowRankArithmetic
 
 #: AdamW's state of one element of a weight; the number of steps is the same for all.
@@ -79,17 +81,30 @@ class FlatAdamW(torch.optim.AdamW):
                 view.copy_(saved[index][name])
         state["step"].copy_(saved[0]["step"])
 
+    def state_shapes(self) -> dict[int, dict[str, torch.Size]]:
+        """What `state_dict` gives: for each weight, moments of its shape and the steps done."""
+        return {
+            index: {"step": torch.Size(), **dict.fromkeys(_MOMENTS, weight.shape)}
+            for index, weight in enumerate(self._adapter.weights.values())
+        }
+
     def _fresh_state(self) -> dict[str, torch.Tensor]:
         buffer = self._adapter.buffer
         moments = {name: torch.zeros_like(buffer) for name in _MOMENTS}
         return {"step": torch.zeros((), device=buffer.device), **moments}
 
 
+#: What makes each optimizer of the contract.
+_OPTIMIZERS: dict[
+    str, Callable[[LowRankArithmetic, TrainingParameters], FlatAdamW | LibraryOptimizer]
+] = {"adamw": FlatAdamW, "adamw8bit": adamw8bit, "prodigy": prodigy, "adafactor": adafactor}
+
+
 def new_optimizer(
     accelerator: Accelerator, adapter: LowRankArithmetic, parameters: TrainingParameters
 ) -> Any:
-    """AdamW on the adapter, wrapped by Accelerate."""
-    return accelerator.prepare(FlatAdamW(adapter, parameters))
+    """The job's optimizer on the adapter, wrapped by Accelerate."""
+    return accelerator.prepare(_OPTIMIZERS[parameters.optimizer](adapter, parameters))
 
 
 class Schedule:
@@ -100,7 +115,10 @@ class Schedule:
     """
 
     def __init__(
-        self, optimizer: FlatAdamW, parameters: TrainingParameters, total_steps: int
+        self,
+        optimizer: FlatAdamW | LibraryOptimizer,
+        parameters: TrainingParameters,
+        total_steps: int,
     ) -> None:
         throw_away = torch.optim.SGD([torch.zeros(1)], lr=parameters.learning_rate)
         factor = get_scheduler(

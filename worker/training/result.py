@@ -43,6 +43,7 @@ def job_metadata(
         "lora_alpha": rules.lora_alpha,
         "lora_dropout": rules.lora_dropout,
         "target_modules": list(rules.target_modules),
+        "optimizer": rules.optimizer,
         "learning_rate": rules.learning_rate,
         "resolution": rules.resolution,
         "train_batch_size": plan.micro_batch,

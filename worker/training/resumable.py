@@ -16,6 +16,7 @@ from worker.training.checkpoint import (
     save_checkpoint,
 )
 from worker.training.environment import environment
+from worker.training.library_optimizer import package_version
 from worker.training.loop import StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.step import Lesson, Trainee
@@ -55,7 +56,7 @@ class Training:
             tuple(image.caption for image in command.images),
             command.base_model.name,
         )
-        self._made_in = environment(model.arithmetic.device)
+        self._made_in = environment(model.arithmetic.device) | package_version(rules.optimizer)
 
     @property
     def _fits(self) -> dict[str, Any]:
