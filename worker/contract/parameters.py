@@ -90,6 +90,9 @@ class TrainingParameters(BaseModel):
         32.0, gt=0, le=512, description="Numerator of the scale `alpha / rank`."
     )
     lora_dropout: float = Field(0.1, ge=0, le=0.9, description="Dropout before the A matrices.")
+    use_dora: bool = Field(
+        False, description="Also train the norm of each row of the weights (DoRA); slower."
+    )
     target_modules: tuple[str, ...] = Field(
         TARGET_PRESETS["attn"],
         min_length=1,

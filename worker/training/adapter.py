@@ -1,4 +1,7 @@
-"""The adapter: low-rank matrices beside the frozen UNet's linear layers, put on and taken off."""
+"""The adapter: low-rank matrices beside the frozen UNet's layers, put on and taken off."""
+
+import difflib
+from collections.abc import Mapping
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -6,8 +9,10 @@ from peft import LoraConfig
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
+from worker.training.adapter_weights import ADAPTER, AdapterWeights
 from worker.training.compiling import forget_compiled_blocks
-from worker.training.low_rank import ADAPTER, LowRankArithmetic
+from worker.training.low_rank import LowRankArithmetic
+from worker.training.peft_arithmetic import PeftArithmetic
 from worker.training.sampler import derived_seed
 
 #: Layers that an adapter goes beside.
@@ -16,7 +21,7 @@ _LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 
 def add_adapter(
     unet: UNet2DConditionModel, parameters: TrainingParameters, seed: int
-) -> LowRankArithmetic:
+) -> AdapterWeights:
     """Put a fresh adapter on `unet`; returns its weights with what computes it.
 
     A half-precision base would get half-precision adapters: fp16 ones cannot be unscaled and bf16
@@ -25,11 +30,14 @@ def add_adapter(
     Raises:
         JobError: `INVALID_JOB`, a target module is not in this model or is no layer.
     """
-    if missing := _no_layers(unet, parameters.target_modules):
+    modules = dict(unet.named_modules())
+    if missing := _no_layers(modules, parameters.target_modules):
+        near = [name for target in missing for name in _nearest_layer(modules, target)]
         raise JobError(
             ErrorCode.INVALID_JOB,
             f"parameters.target_modules: {', '.join(missing)} names no layer of this base model "
-            "that can have an adapter; use attn, attn-mlp, or names such as to_q.",
+            "that can have an adapter; send attn, attn-mlp, or names such as "
+            f"{', '.join(near or ['to_q'])}.",
         )
     torch.manual_seed(derived_seed(seed, "adapter"))
     unet.add_adapter(
@@ -39,23 +47,33 @@ def add_adapter(
             lora_dropout=parameters.lora_dropout,
             target_modules=list(parameters.target_modules),
             init_lora_weights="gaussian",
+            use_dora=parameters.use_dora,
         ),
         adapter_name=ADAPTER,
     )
-    arithmetic = LowRankArithmetic(unet)
+    arithmetic = PeftArithmetic(unet) if parameters.use_dora else LowRankArithmetic(unet)
     unet.low_rank_arithmetic = arithmetic  # for whoever takes the adapter off
     return arithmetic
 
 
-def _no_layers(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> list[str]:
-    """The targets that name nothing in `unet`, or something that is not a linear layer."""
-    modules = dict(unet.named_modules())
+def _no_layers(modules: Mapping[str, torch.nn.Module], targets: tuple[str, ...]) -> list[str]:
+    """The targets that name no module, or one that is no layer."""
     wrong = []
     for target in targets:
         named = [m for name, m in modules.items() if f".{name}".endswith(f".{target}")]
         if not named or not all(isinstance(module, _LAYERS) for module in named):
             wrong.append(target)
     return wrong
+
+
+def _nearest_layer(modules: Mapping[str, torch.nn.Module], target: str) -> list[str]:
+    """What a target could be instead that is spelled most like it: one name, or none."""
+    ends = set()
+    for path, module in modules.items():
+        if isinstance(module, _LAYERS):
+            words = path.split(".")
+            ends |= {".".join(words[i:]) for i in range(len(words)) if not words[i].isdigit()}
+    return difflib.get_close_matches(target, ends, n=1, cutoff=0.5)
 
 
 def remove_adapter(unet: UNet2DConditionModel) -> None:

@@ -1,7 +1,8 @@
 """How does the adapter leave the trainer? As two files, each loaded back and compared first.
 
 `lora_weights.safetensors` is for diffusers: its keys, and rank and alpha in the header, without
-which diffusers takes the rank for alpha. `lora_weights.kohya.safetensors` is for ComfyUI and A1111.
+which diffusers takes the rank for alpha. `lora_weights.kohya.safetensors` is for ComfyUI and A1111;
+diffusers reads it too, except for DoRA, which is therefore read here as ComfyUI does.
 """
 
 import json
@@ -20,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 
 from worker.contract.errors import ErrorCode, JobError
-from worker.training.kohya import kohya_header, kohya_weights
+from worker.training.kohya import kohya_header, kohya_weights, tuned_by_comfyui
 
 #: File for diffusers.
 DIFFUSERS_FILE = "lora_weights.safetensors"
@@ -74,10 +75,6 @@ def export_adapter(
             weight_name=DIFFUSERS_FILE,
         )
         diffusers_bytes = (Path(scratch) / DIFFUSERS_FILE).read_bytes()
-    alphas = {
-        path: float(layer.lora_alpha[ADAPTER])
-        for path, layer in _adapter_layers(unet, ADAPTER).items()
-    }
     header = kohya_header(
         rank=config.r,
         alpha=config.lora_alpha,
@@ -85,7 +82,7 @@ def export_adapter(
         trigger_word=trigger_word,
         training=training,
     )
-    kohya_bytes = safetensors.torch.save(kohya_weights(weights, alphas), metadata=header)
+    kohya_bytes = safetensors.torch.save(_for_kohya(unet), metadata=header)
     return [
         _write_whole(folder / DIFFUSERS_FILE, _with_sorted_header(diffusers_bytes)),
         _write_whole(folder / KOHYA_FILE, _with_sorted_header(kohya_bytes)),
@@ -120,19 +117,15 @@ def verify_adapter(
             itself of no use (not finite, or still all zero).
     """
     _refuse_useless(unet)
-    layers = _adapter_layers(unet, ADAPTER)
     with _eval_mode(unet):
         wanted = _run(unet)
     fresh = fresh_unet().eval()
     largest = 0.0
     for file in files:
-        try:
-            with _full_precision(fresh.get_parameter(f"{name}.weight") for name in layers):
-                _load_as_diffusers_does(fresh, file)
-            mismatch = _mismatch(unet, fresh)
-            output = _run(fresh)
-        finally:
-            fresh.unload_lora()
+        if unet.peft_config[ADAPTER].use_dora and file.name == KOHYA_FILE:
+            mismatch, output = _read_as_comfyui_does(unet, fresh, file)
+        else:
+            mismatch, output = _read_as_diffusers_does(unet, fresh, file)
         difference = (output - wanted).abs().max().item()
         if not difference <= _ROUNDING[unet.conv_in.weight.dtype] * wanted.abs().max().item():
             mismatch = mismatch or f"the output differs by up to {difference:g}"
@@ -160,6 +153,19 @@ def _adapter_layers(unet: UNet2DConditionModel, adapter: str) -> dict[str, LoraL
         for name, module in unet.named_modules()
         if isinstance(module, LoraLayer) and adapter in module.scaling
     }
+
+
+def _for_kohya(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """The adapter under kohya's names, on the CPU."""
+    layers = _adapter_layers(unet, ADAPTER)
+    with_dora = unet.peft_config[ADAPTER].use_dora
+    return kohya_weights(
+        _adapter_weights(unet, ADAPTER),
+        {path: float(layer.lora_alpha[ADAPTER]) for path, layer in layers.items()},
+        {path: layer.base_layer.weight.detach().cpu().float() for path, layer in layers.items()}
+        if with_dora
+        else {},
+    )
 
 
 def _adapter_metadata(config: LoraConfig) -> dict[str, Any]:
@@ -222,6 +228,52 @@ def _refuse_useless(unet: UNet2DConditionModel) -> None:
         )
 
 
+def _read_as_diffusers_does(
+    unet: UNet2DConditionModel, fresh: UNet2DConditionModel, file: Path
+) -> tuple[str | None, torch.Tensor]:
+    """In what the adapter in `file` differs from that of `unet`, and the output with it."""
+    layers = _adapter_layers(unet, ADAPTER)
+    try:
+        with _full_precision(fresh.get_parameter(f"{name}.weight") for name in layers):
+            _load_as_diffusers_does(fresh, file)
+        return _mismatch(unet, fresh), _run(fresh)
+    finally:
+        fresh.unload_lora()
+
+
+def _read_as_comfyui_does(
+    unet: UNet2DConditionModel, fresh: UNet2DConditionModel, file: Path
+) -> tuple[str | None, torch.Tensor]:
+    """The same for a kohya file with DoRA: its weights are merged into those of `fresh`."""
+    try:
+        found = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _does_not_load(file, error) from error
+    expected = _for_kohya(unet)
+    if found.keys() != expected.keys():
+        lost = len(expected.keys() - found.keys())
+        return f"{lost} of {len(expected)} tensors are not in it", _run(fresh)
+    wrong = [key for key, value in expected.items() if not torch.equal(found[key], value)]
+    merged = [fresh.get_parameter(f"{path}.weight") for path in _adapter_layers(unet, ADAPTER)]
+    before = [weight.data for weight in merged]
+    try:
+        for path, weight in zip(_adapter_layers(unet, ADAPTER), merged, strict=True):
+            weight.data = tuned_by_comfyui(found, path, weight.detach().cpu()).to(weight)
+        output = _run(fresh)
+    finally:
+        for weight, base in zip(merged, before, strict=True):
+            weight.data = base
+    return (f"{wrong[0]} differs" if wrong else None), output
+
+
+def _does_not_load(file: Path, error: Exception) -> JobError:
+    return JobError(
+        ErrorCode.TRAINING_FAILED,
+        f"The exported file {file.name} does not load back ({type(error).__name__}); "
+        "please send the job again.",
+    )
+
+
 def _load_as_diffusers_does(unet: UNet2DConditionModel, file: Path) -> None:
     """The UNet's half of `pipeline.load_lora_weights(file)`, without a pipeline.
 
@@ -245,14 +297,12 @@ def _load_as_diffusers_does(unet: UNet2DConditionModel, file: Path) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise JobError(
-            ErrorCode.TRAINING_FAILED,
-            f"The exported file {file.name} does not load back ({type(error).__name__}); "
-            "please send the job again.",
-        ) from error
+        raise _does_not_load(file, error) from error
     # Loaded weights lie in the file's mapping at odd addresses, where a CPU sums in another order.
     for name, parameter in unet.named_parameters():
         if f".{_RELOADED}." in name:
+            if parameter.is_meta:  # diffusers leaves it so where the file lacks it
+                raise _does_not_load(file, KeyError(name))
             parameter.data = parameter.data.clone()
 
 

@@ -4,6 +4,11 @@ Both read neither diffusers' keys nor its header. They look up `lora_unet_<path>
 `.lora_up.weight` and `.alpha`, where the path is diffusers' module path with `_` for `.`, and
 scale by alpha / rank (ComfyUI: `comfy/lora.py`, `model_lora_keys_unet`; A1111:
 `extensions-builtin/Lora/networks.py`; the trainer: kohya-ss/sd-scripts, `networks/lora.py`).
+
+DoRA's magnitudes are `.dora_scale`, on which readers differ. ComfyUI and Forge multiply the rows of
+`W + ΔW` with `dora_scale / ‖W‖` (`comfy/weight_adapter/base.py`, `weight_decompose`), so what is
+written is `m · ‖W‖ / ‖W + ΔW‖`, which gives there what was trained. A1111 takes the norms of the
+columns and cannot apply it; diffusers leaves `dora_scale` out.
 """
 
 from collections.abc import Mapping
@@ -23,23 +28,58 @@ _MODELSPEC_PREDICTION = {"v_prediction": "v"}
 
 
 def kohya_weights(
-    weights: Mapping[str, torch.Tensor], alphas: Mapping[str, float]
+    weights: Mapping[str, torch.Tensor],
+    alphas: Mapping[str, float],
+    base_weights: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Rename PEFT's weights to kohya's names and put each layer's alpha beside them.
 
     Args:
-        weights: `<module path>.lora_A.weight` and `.lora_B.weight`.
+        weights: `<module path>.lora_A.weight` and `.lora_B.weight`, with DoRA also
+            `.lora_magnitude_vector`.
         alphas: of each module path. Readers without it, or with the rank in its place, would apply
             the adapter at another strength.
+        base_weights: of each module path with DoRA, fp32.
     """
     renamed = {}
     for key, value in weights.items():
         path, half = key.removesuffix(".weight").rsplit(".", 1)
-        part = {"lora_A": "lora_down", "lora_B": "lora_up"}[half]
-        renamed[f"{_kohya_name(path)}.{part}.weight"] = value
+        if part := {"lora_A": "lora_down", "lora_B": "lora_up"}.get(half):
+            renamed[f"{_kohya_name(path)}.{part}.weight"] = value
     for path, alpha in alphas.items():
         renamed[f"{_kohya_name(path)}.alpha"] = _exact_scalar(alpha)
+    for path, base in base_weights.items():
+        tuned = base + _difference(renamed, path, base)
+        magnitude = weights[f"{path}.lora_magnitude_vector"].flatten()
+        scale = magnitude * _row_norms(base) / _row_norms(tuned)
+        renamed[f"{_kohya_name(path)}.dora_scale"] = scale.view(-1, *[1] * (base.dim() - 1))
     return renamed
+
+
+def tuned_by_comfyui(
+    file: Mapping[str, torch.Tensor], path: str, base: torch.Tensor
+) -> torch.Tensor:
+    """The weight that ComfyUI puts in the place of `base` of the layer `path`, fp32."""
+    base = base.float()
+    tuned = base + _difference(file, path, base)
+    scale = file.get(f"{_kohya_name(path)}.dora_scale")
+    if scale is None:
+        return tuned
+    norms = _row_norms(base).view(scale.shape) + torch.finfo(base.dtype).eps
+    return tuned * (scale / norms)
+
+
+def _difference(file: Mapping[str, torch.Tensor], path: str, base: torch.Tensor) -> torch.Tensor:
+    """`B A · alpha / rank` in the shape of `base`."""
+    name = _kohya_name(path)
+    down, up = file[f"{name}.lora_down.weight"], file[f"{name}.lora_up.weight"]
+    scale = file[f"{name}.alpha"].item() / down.shape[0]
+    return (up.flatten(1) @ down.flatten(1)).view(base.shape) * scale
+
+
+def _row_norms(weight: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.norm(weight.flatten(1), dim=1)
+    return norms
 
 
 def _kohya_name(path: str) -> str:

@@ -15,7 +15,7 @@ from transformers import Adafactor
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
-from worker.training.low_rank import LowRankArithmetic
+from worker.training.adapter_weights import AdapterWeights
 
 #: The package that an optimizer comes from, where it is not one that is always there.
 _PACKAGES = {"prodigy": "prodigyopt", "adamw8bit": "bitsandbytes"}
@@ -46,7 +46,7 @@ class LibraryOptimizer(torch.optim.Optimizer):
     the first goes what the library keeps beside the tensors (`group.*`) and the number of steps.
     """
 
-    def __init__(self, adapter: LowRankArithmetic, library: torch.optim.Optimizer) -> None:
+    def __init__(self, adapter: AdapterWeights, library: torch.optim.Optimizer) -> None:
         """Take `library`, whose parameters are the adapter's buffer or its weights, in order."""
         [group] = library.param_groups
         super().__init__([adapter.buffer], {"lr": group["lr"]})
@@ -120,7 +120,7 @@ class LibraryOptimizer(torch.optim.Optimizer):
         }
 
 
-def prodigy(adapter: LowRankArithmetic, parameters: TrainingParameters) -> LibraryOptimizer:
+def prodigy(adapter: AdapterWeights, parameters: TrainingParameters) -> LibraryOptimizer:
     """Prodigy (arXiv:2306.06101), with what its authors advise for diffusion models.
 
     Its estimate of the rate is of all weights together, as the buffer has them. Reading it waits
@@ -143,7 +143,7 @@ def prodigy(adapter: LowRankArithmetic, parameters: TrainingParameters) -> Libra
     return LibraryOptimizer(adapter, inner)
 
 
-def adafactor(adapter: LowRankArithmetic, parameters: TrainingParameters) -> LibraryOptimizer:
+def adafactor(adapter: AdapterWeights, parameters: TrainingParameters) -> LibraryOptimizer:
     """Adafactor (arXiv:1804.04235) at the learning rate that the schedule gives.
 
     Not relative to the weights' size: second matrices begin at 0 and would hardly move.
@@ -159,7 +159,7 @@ def adafactor(adapter: LowRankArithmetic, parameters: TrainingParameters) -> Lib
     return LibraryOptimizer(adapter, inner)
 
 
-def adamw8bit(adapter: LowRankArithmetic, parameters: TrainingParameters) -> LibraryOptimizer:
+def adamw8bit(adapter: AdapterWeights, parameters: TrainingParameters) -> LibraryOptimizer:
     """AdamW with moments of 8 bits in blocks of 256 (arXiv:2110.02861)."""
     inner = _package("adamw8bit").optim.AdamW8bit(
         [adapter.buffer],

@@ -9,9 +9,9 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers.optimization import get_scheduler
 
 from worker.contract.parameters import TrainingParameters
+from worker.training.adapter_weights import AdapterWeights
 from worker.training.device import Arithmetic
 from worker.training.library_optimizer import LibraryOptimizer, adafactor, adamw8bit, prodigy
-from worker.training.low_rank import LowRankArithmetic
 
 #: AdamW's state of one element of a weight; the number of steps is the same for all.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,7 +36,7 @@ class FlatAdamW(torch.optim.AdamW):
     depend on how the buffer is laid out.
     """
 
-    def __init__(self, adapter: LowRankArithmetic, parameters: TrainingParameters) -> None:
+    def __init__(self, adapter: AdapterWeights, parameters: TrainingParameters) -> None:
         buffer = adapter.buffer
         super().__init__(
             [buffer],
@@ -96,12 +96,12 @@ class FlatAdamW(torch.optim.AdamW):
 
 #: What makes each optimizer of the contract.
 _OPTIMIZERS: dict[
-    str, Callable[[LowRankArithmetic, TrainingParameters], FlatAdamW | LibraryOptimizer]
+    str, Callable[[AdapterWeights, TrainingParameters], FlatAdamW | LibraryOptimizer]
 ] = {"adamw": FlatAdamW, "adamw8bit": adamw8bit, "prodigy": prodigy, "adafactor": adafactor}
 
 
 def new_optimizer(
-    accelerator: Accelerator, adapter: LowRankArithmetic, parameters: TrainingParameters
+    accelerator: Accelerator, adapter: AdapterWeights, parameters: TrainingParameters
 ) -> Any:
     """The job's optimizer on the adapter, wrapped by Accelerate."""
     return accelerator.prepare(_OPTIMIZERS[parameters.optimizer](adapter, parameters))

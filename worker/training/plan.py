@@ -117,7 +117,8 @@ def make_plan(
         may_checkpoint=parameters.gradient_checkpointing is not False,
         # A recording cannot hold the random state that checkpointing saves and puts back.
         recorded=worth and free_bytes > 0 and not checkpointing,
-        compiled=launch == "compile",
+        # A compiler would take DoRA's weights, which are made anew at each pass, for constants.
+        compiled=launch == "compile" and not parameters.use_dora,
         estimated_bytes=needed_bytes(parameters, micro_batch, checkpointing) if free_bytes else 0,
         free_bytes=free_bytes,
     )

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from worker.contract.parameters import TrainingParameters
+from worker.training.adapter_weights import AdapterWeights
 from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
-from worker.training.low_rank import LowRankArithmetic
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
@@ -32,7 +32,7 @@ class Trainee:
     """
 
     unet: UNet2DConditionModel
-    adapter: LowRankArithmetic
+    adapter: AdapterWeights
     accelerator: Accelerator
     optimizer: Any
     schedule: Schedule
