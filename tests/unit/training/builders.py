@@ -64,7 +64,7 @@ def build(
     lesson = Lesson(
         dataset=dataset,
         schedule=model.schedule,
-        prediction_type=model.prediction_type,
+        prediction_type=rules.prediction_type or model.prediction_type,
         parameters=rules,
         plan=plan,
         seed=order.seed,

@@ -7,6 +7,7 @@ and the mean squared error goes backward into AdamW. Only the random numbers are
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 from torch.nn import functional
 
@@ -44,6 +45,10 @@ def reference_step(
     scheduler,
     ddpm,
     backward=torch.Tensor.backward,
+    *,
+    noise_offset=0.0,
+    snr_gamma=None,
+    prediction_type="epsilon",
 ) -> torch.Tensor:
     """One step on `pixels` `[B, 3, R, R]` with their captions and random numbers; its loss."""
     device = pixels.device
@@ -51,6 +56,7 @@ def reference_step(
     epsilon = torch.stack([draw.latent for draw in draws]).to(posterior.mean)
     latents = (posterior.mean + posterior.std * epsilon) * model.vae.config.scaling_factor
     noise = torch.stack([draw.noise for draw in draws]).to(latents)
+    noise += noise_offset * torch.stack([draw.offset for draw in draws]).to(latents)
     timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
     noisy = ddpm.add_noise(latents, noise, timesteps)
     tokens = model.tokenizer(
@@ -58,7 +64,16 @@ def reference_step(
     )
     hidden = model.text_encoder(tokens.input_ids.to(device), return_dict=False)[0]
     prediction = unet(noisy, timesteps, hidden, return_dict=False)[0]
-    loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
+    by_velocity = prediction_type == "v_prediction"
+    target = ddpm.get_velocity(latents, noise, timesteps) if by_velocity else noise
+    if snr_gamma is None:
+        loss = functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+    else:
+        snr = compute_snr(ddpm, timesteps)
+        weights = torch.stack([snr, snr_gamma * torch.ones_like(timesteps)], dim=1).min(dim=1)[0]
+        weights = weights / (snr + 1 if by_velocity else snr)
+        losses = functional.mse_loss(prediction.float(), target.float(), reduction="none")
+        loss = (losses.mean(dim=list(range(1, len(losses.shape)))) * weights).mean()
     backward(loss)
     optimizer.step()
     scheduler.step()
