@@ -4,19 +4,38 @@ import math
 from dataclasses import dataclass, replace
 
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.parameters import TrainingParameters
+from worker.contract.parameters import TARGET_PRESETS, TrainingParameters
 from worker.contract.pipe import StepLaunch
 
 _GIB = 2**30
 
-#: Memory of Stable Diffusion 1.5's UNet training beside weights and activations, bytes: workspace,
-#: and the adapter of rank 16 with gradient and moments. The context is there before.
-_FIXED_BYTES = int((1.0 + 0.06) * _GIB)
+#: Memory of training Stable Diffusion 1.5's UNet beside weights, adapter and activations, bytes:
+#: workspace. The context is there before.
+_FIXED_BYTES = int(1.0 * _GIB)
+
+#: Weights of Stable Diffusion 1.5's adapter for each rank: attention alone, and with feed-forward.
+#: For other layers, which a message may name, the larger number is taken.
+_WEIGHTS_A_RANK = {"attn": 199_296, "attn-mlp": 374_016}
+
+#: Bytes for each weight of the adapter: itself, its gradient and a recorded step's copy of that, 4
+#: each, and what the optimizer keeps.
+_BYTES_A_WEIGHT = {"adamw": 12 + 8, "adamw8bit": 12 + 2, "prodigy": 12 + 16, "adafactor": 12 + 4}
 
 #: What the forward pass of one sample keeps for the backward pass in half precision, GiB: some, and
 #: so much for each 512 × 512 pixels. Counted by `python -m benchmarks.counted`.
 _SAVED_GIB = 0.01
-_SAVED_GIB_AT_512 = {"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14}
+_SAVED_GIB_AT_512 = {
+    "attn": {"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14},
+    "attn-mlp": {"plain": 0.87, "dropout": 1.07, "checkpointing": 0.14},
+    "dora": {"plain": 1.36, "dropout": 1.55, "checkpointing": 0.14},
+    "dora-mlp": {"plain": 2.16, "dropout": 2.60, "checkpointing": 0.14},
+}
+
+#: What DoRA's forward pass keeps of the weights, however many samples and pixels there are, GiB.
+_SAVED_OF_WEIGHTS_GIB = {
+    "dora": {"plain": 0.38, "dropout": 0.66, "checkpointing": 0.0},
+    "dora-mlp": {"plain": 1.17, "dropout": 2.01, "checkpointing": 0.0},
+}
 
 #: What the backward pass of one sample needs at 512 × 512 on top of that, half precision, bytes.
 _BACKWARD_BYTES_AT_512 = int(0.10 * _GIB)
@@ -130,24 +149,55 @@ def needed_bytes(parameters: TrainingParameters, micro_batch: int, checkpointing
     What is kept and computed takes twice as much in full precision.
     """
     full_precision = parameters.mixed_precision == "no"
+    dropout, kind = parameters.lora_dropout > 0, adapter_kind(parameters)
     saved = saved_bytes(
         parameters.resolution,
-        dropout=parameters.lora_dropout > 0,
+        adapter=kind,
+        dropout=dropout,
         checkpointing=checkpointing,
         full_precision=full_precision,
     )
     backward = _BACKWARD_BYTES_AT_512 * (parameters.resolution / 512) ** 2
     per_sample = saved + int(backward * (2 if full_precision else 1))
-    return _FIXED_BYTES + micro_batch * per_sample
+    once = saved_of_weights_bytes(kind, dropout=dropout, checkpointing=checkpointing)
+    return _FIXED_BYTES + adapter_bytes(parameters) + once + micro_batch * per_sample
+
+
+def adapter_kind(parameters: TrainingParameters) -> str:
+    """`attn` or `attn-mlp`, and `dora` or `dora-mlp`: by what memory is estimated."""
+    attention_alone = set(parameters.target_modules) <= set(TARGET_PRESETS["attn"])
+    if parameters.use_dora:
+        return "dora" if attention_alone else "dora-mlp"
+    return "attn" if attention_alone else "attn-mlp"
+
+
+def adapter_bytes(parameters: TrainingParameters) -> int:
+    """The adapter's weights with gradient and optimizer state, for Stable Diffusion 1.5."""
+    layers = "attn-mlp" if adapter_kind(parameters).endswith("-mlp") else "attn"
+    weights = _WEIGHTS_A_RANK[layers] * parameters.rank
+    return weights * _BYTES_A_WEIGHT[parameters.optimizer]
 
 
 def saved_bytes(
-    resolution: int, *, dropout: bool, checkpointing: bool, full_precision: bool
+    resolution: int, *, adapter: str, dropout: bool, checkpointing: bool, full_precision: bool
 ) -> int:
-    """What one sample keeps between forward and backward pass of Stable Diffusion 1.5, bytes."""
-    kind = "checkpointing" if checkpointing else "dropout" if dropout else "plain"
-    saved = _SAVED_GIB + _SAVED_GIB_AT_512[kind] * (resolution / 512) ** 2
+    """What one sample keeps between forward and backward pass of Stable Diffusion 1.5, bytes.
+
+    `adapter` is as `adapter_kind` says it.
+    """
+    mode = _mode(dropout=dropout, checkpointing=checkpointing)
+    saved = _SAVED_GIB + _SAVED_GIB_AT_512[adapter][mode] * (resolution / 512) ** 2
     return int(saved * _GIB) * (2 if full_precision else 1)
+
+
+def saved_of_weights_bytes(adapter: str, *, dropout: bool, checkpointing: bool) -> int:
+    """What a pass keeps of the weights, whatever the samples: fp32 in either precision, bytes."""
+    mode = _mode(dropout=dropout, checkpointing=checkpointing)
+    return int(_SAVED_OF_WEIGHTS_GIB.get(adapter, {}).get(mode, 0.0) * _GIB)
+
+
+def _mode(*, dropout: bool, checkpointing: bool) -> str:
+    return "checkpointing" if checkpointing else "dropout" if dropout else "plain"
 
 
 def _fitting(parameters: TrainingParameters, free_bytes: int) -> tuple[int, bool]:

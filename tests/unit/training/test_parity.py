@@ -103,7 +103,7 @@ def test_five_steps_give_the_weights_of_diffusers_script(
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("rules", [{"snr_gamma": 0.5}, {"noise_offset": 0.1}])
+@pytest.mark.parametrize("rules", [{"snr_gamma": 0.05}, {"noise_offset": 0.1}])
 def test_min_snr_and_noise_offset_give_the_weights_of_diffusers_script(
     tiny_base_model, pictures, tmp_path, prediction_type, rules
 ):

@@ -43,6 +43,15 @@ def planned(gib, **rules):
         (3.5, {"mixed_precision": "no"}, (1, 1, False)),
         (3, {"resolution": 768}, (1, 1, True)),
         (2.2, {"lora_dropout": 0}, (1, 1, False)),
+        # a high rank, feed-forward layers and DoRA take more; 8-bit moments less
+        (2.5, {"rank": 256}, (1, 1, True)),
+        (3.4, {"rank": 256}, (1, 1, False)),
+        (2.9, {"rank": 256, "optimizer": "adamw8bit"}, (1, 1, True)),
+        (3.1, {"rank": 256, "optimizer": "adamw8bit"}, (1, 1, False)),
+        (2.4, {"target_modules": "attn-mlp"}, (1, 1, True)),
+        (2.6, {"target_modules": "attn-mlp"}, (1, 1, False)),
+        (3.7, {"use_dora": True}, (1, 1, True)),
+        (3.9, {"use_dora": True}, (1, 1, False)),
     ],
 )
 def test_the_largest_micro_batch_that_fits_and_checkpointing_only_where_none_does(

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from benchmarks.counted import encoder_work, step_work
-from worker.training.plan import saved_bytes
+from worker.contract.parameters import TrainingParameters
+from worker.demo.tiny_base_model import random_unet
+from worker.training.adapter import add_adapter
+from worker.training.plan import (
+    adapter_bytes,
+    adapter_kind,
+    saved_bytes,
+    saved_of_weights_bytes,
+)
 
 GIB = 2**30
 
@@ -45,9 +53,42 @@ def test_the_plan_expects_what_the_forward_pass_keeps(resolution, dropout, check
     )
     planned = saved_bytes(
         resolution,
+        adapter="attn",
         dropout=dropout > 0,
         checkpointing=checkpointing,
         full_precision=dtype == torch.float32,
     )
     assert kept.saved_gib * GIB == pytest.approx(planned, rel=0.15, abs=0.03 * GIB)
     assert kept.saved_gib * GIB < 1.02 * planned
+
+
+@pytest.mark.parametrize("dropout", [0, 0.1])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"target_modules": "attn-mlp"},
+        {"use_dora": True},
+        {"target_modules": "attn-mlp", "use_dora": True},
+    ],
+)
+def test_the_plan_expects_what_other_kinds_of_adapter_keep(dropout, rules):
+    resolution = 256
+    kept = step_work(resolution=resolution, dropout=dropout, **rules)
+    kind = adapter_kind(TrainingParameters(**rules))
+    planned = saved_bytes(
+        resolution, adapter=kind, dropout=dropout > 0, checkpointing=False, full_precision=False
+    )
+    planned += saved_of_weights_bytes(kind, dropout=dropout > 0, checkpointing=False)
+    assert kept.saved_gib * GIB == pytest.approx(planned, rel=0.05, abs=0.03 * GIB)
+    assert kept.saved_gib * GIB < 1.02 * planned
+
+
+@pytest.mark.parametrize("targets", ["attn", "attn-mlp"])
+@pytest.mark.parametrize("rank", [4, 64])
+def test_the_plan_expects_the_weights_that_the_adapter_has(targets, rank):
+    rules = TrainingParameters(target_modules=targets, rank=rank)
+    with torch.device("meta"):
+        unet = random_unet("full").requires_grad_(requires_grad=False)
+        weights = add_adapter(unet, rules, seed=1).buffer.numel()
+    # AdamW: weight, gradient, its copy for a recorded step, and two moments.
+    assert adapter_bytes(rules) == weights * 5 * 4
