@@ -60,8 +60,34 @@ def _warm_up(values: Mapping[str, Any]) -> Iterable[Conflict]:
         )
 
 
+def _dora(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["use_dora"] and values["train_text_encoder"]:
+        yield (
+            "use_dora",
+            "cannot be with train_text_encoder: pipelines do not load a text encoder's norms; "
+            "send one of them",
+        )
+
+
+def _text_encoder(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["text_encoder_learning_rate"] is None:
+        return
+    if not values["train_text_encoder"]:
+        yield (
+            "text_encoder_learning_rate",
+            "has no effect without train_text_encoder; send train_text_encoder true, or no rate",
+        )
+    elif values["optimizer"] == "prodigy":
+        yield (
+            "text_encoder_learning_rate",
+            "cannot be with optimizer prodigy, which finds one rate for all; send none",
+        )
+
+
 _RULES: tuple[Callable[[Mapping[str, Any]], Iterable[Conflict]], ...] = (
     _learning_rate,
     _adam,
     _warm_up,
+    _dora,
+    _text_encoder,
 )

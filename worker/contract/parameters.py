@@ -99,6 +99,15 @@ class TrainingParameters(BaseModel):
         max_length=32,
         description="Layers with an adapter: `attn`, `attn-mlp`, or a list of module names.",
     )
+    train_text_encoder: bool = Field(
+        False, description="Also train an adapter in the text encoder's attention."
+    )
+    text_encoder_learning_rate: float | None = Field(
+        None,
+        ge=1e-7,
+        le=1e-2,
+        description="Peak learning rate of the text encoder; by default that of the UNet.",
+    )
     resolution: int = Field(
         512, ge=64, le=2048, multiple_of=8, description="Side of the square picture, pixels."
     )

@@ -2,14 +2,16 @@
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft import LoraConfig
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
-from worker.training.adapter_weights import ADAPTER, AdapterWeights
+from worker.training.adapter_weights import ADAPTER, AdapterWeights, JoinedWeights
 from worker.training.compiling import forget_compiled_blocks
 from worker.training.low_rank import LowRankArithmetic
 from worker.training.peft_arithmetic import PeftArithmetic
@@ -17,6 +19,70 @@ from worker.training.sampler import derived_seed
 
 #: Layers that an adapter goes beside.
 _LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
+
+
+#: The text encoder's layers with an adapter: the projections of its attention.
+_TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+#: What the names of the text encoder's weights begin with, beside those of the UNet.
+TEXT_ENCODER = "text_encoder."
+
+
+def add_adapters(
+    unet: UNet2DConditionModel, text_encoder: Any, parameters: TrainingParameters, seed: int
+) -> AdapterWeights:
+    """Put fresh adapters on what the job trains: the UNet, and the text encoder if it says so."""
+    adapter = add_adapter(unet, parameters, seed)
+    if not parameters.train_text_encoder:
+        return adapter
+    return JoinedWeights(
+        {"": adapter, TEXT_ENCODER: add_text_adapter(text_encoder, parameters, seed)}
+    )
+
+
+def add_text_adapter(
+    text_encoder: Any, parameters: TrainingParameters, seed: int
+) -> AdapterWeights:
+    """Put a fresh adapter on the text encoder's attention; returns its weights.
+
+    Without dropout: captions are encoded alike in training, evaluation and previews.
+    """
+    torch.manual_seed(derived_seed(seed, "text adapter"))
+    text_encoder.add_adapter(
+        LoraConfig(
+            r=parameters.rank,
+            lora_alpha=parameters.lora_alpha,
+            target_modules=_TEXT_TARGETS,
+            init_lora_weights="gaussian",
+        ),
+        adapter_name=ADAPTER,
+    )
+    text_encoder.eval()  # added layers are in training mode
+    arithmetic = PeftArithmetic(text_encoder)
+    text_encoder.peft_arithmetic = arithmetic  # for whoever takes the adapter off
+    return arithmetic
+
+
+def remove_text_adapter(text_encoder: Any) -> None:
+    """Take the adapter off, so that the module tree is as before it was put on."""
+    if hasattr(text_encoder, "peft_arithmetic"):
+        text_encoder.peft_arithmetic.remove()
+        del text_encoder.peft_arithmetic
+    unload_adapters(text_encoder)
+    text_encoder.requires_grad_(requires_grad=False)
+
+
+def unload_adapters(model: Any) -> None:
+    """Leave no layer of PEFT in a model of diffusers or transformers."""
+    if not getattr(model, "peft_config", None):
+        return
+    if isinstance(model, UNet2DConditionModel):
+        model.unload_lora()
+        return
+    # transformers itself only deletes what is in PEFT's layers.
+    recurse_remove_peft_layers(model)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
 
 
 def add_adapter(
@@ -83,7 +149,6 @@ def remove_adapter(unet: UNet2DConditionModel) -> None:
     if hasattr(unet, "low_rank_arithmetic"):
         unet.low_rank_arithmetic.remove()
         del unet.low_rank_arithmetic
-    if getattr(unet, "peft_config", None):
-        unet.unload_lora()
+    unload_adapters(unet)
     unet.requires_grad_(requires_grad=False)
     unet.eval()

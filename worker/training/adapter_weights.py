@@ -4,8 +4,8 @@ So gradient, clipping and optimizer are a few kernels instead of some for each o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -23,6 +23,17 @@ class AdapterWeights(ABC):
 
     buffer: torch.nn.Parameter
     weights: dict[str, torch.nn.Parameter]
+
+    #: The larger buffer that this one became a piece of, and its place there.
+    within: tuple[torch.nn.Parameter, slice] | None = None
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """The weights `[P]`, through which their gradient reaches what is trained."""
+        if self.within is None:
+            return self.buffer
+        whole, place = self.within
+        return whole[place]
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """`flat` `[P]`, laid out as the buffer, in pieces with the weights' names and shapes."""
@@ -43,6 +54,49 @@ class AdapterWeights(ABC):
     @abstractmethod
     def remove(self) -> None:
         """Let the model compute as before; PEFT's layers are left to PEFT."""
+
+
+class JoinedWeights(AdapterWeights):
+    """The adapters of several models in one buffer, so that one optimizer moves all of them.
+
+    Attributes:
+        places: where in the buffer each adapter lies, by the prefix of its weights' names.
+    """
+
+    places: dict[str, slice]
+
+    def __init__(self, parts: Mapping[str, AdapterWeights]) -> None:
+        """Take the adapters by the prefix that their weights' names get."""
+        self._parts = list(parts.values())
+        self.weights, self.places, start = {}, {}, 0
+        self.buffer = torch.nn.Parameter(torch.cat([part.buffer.detach() for part in self._parts]))
+        for prefix, part in parts.items():
+            self.places[prefix] = place = slice(start, start + part.buffer.numel())
+            for name, view in part.views(self.buffer.detach()[place]).items():
+                self.weights[prefix + name] = weight = part.weights[name]
+                weight.data = view
+            part.buffer.requires_grad = False
+            part.buffer.data = self.buffer.detach()[place]
+            part.within = self.buffer, place
+            start = place.stop
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside, every model is exactly its base."""
+        with ExitStack() as stack:
+            for part in self._parts:
+                stack.enter_context(part.silent())
+            yield
+
+    def let_go(self) -> None:
+        """Free the graph of the last forward passes."""
+        for part in self._parts:
+            part.let_go()
+
+    def remove(self) -> None:
+        """Let every model compute as before."""
+        for part in self._parts:
+            part.remove()
 
 
 def gather(weights: Sequence[torch.nn.Parameter], dtype: torch.dtype) -> torch.nn.Parameter:

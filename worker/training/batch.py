@@ -46,10 +46,6 @@ class Batch:
         """Latents `[B, c, h, w]`, sampled anew from the cached posterior."""
         return data.latents(self.indices[0], self.indices[1], self._field(0))
 
-    def prompts(self, data: Dataset) -> torch.Tensor:
-        """The embeddings of the captions, `[B, 77, D]`."""
-        return data.embeddings[self.indices[2]]
-
     def noise(self, offset_strength: float) -> torch.Tensor:
         """Noise `[B, c, h, w]`, with an offset a channel if there is to be one."""
         noise = self._field(1)

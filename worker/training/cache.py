@@ -19,6 +19,7 @@ class Dataset:
             pictures, else 1.
         scaling_factor: applied once, where a latent is taken.
         embeddings: `[C + 1, 77, D]`; the last one is the empty prompt's.
+        tokens: what they were made from, `[C + 1, 77]`, for a text encoder that is trained.
         captions: index of each picture's embedding.
         sha256: of each picture's file.
     """
@@ -27,6 +28,7 @@ class Dataset:
     std: torch.Tensor
     scaling_factor: float
     embeddings: torch.Tensor
+    tokens: torch.Tensor
     captions: tuple[int, ...]
     sha256: tuple[str, ...]
 
@@ -70,11 +72,13 @@ def encode(
         encoded.append(picture)
         posteriors.append(_posterior(model, picture, pixels, mirrored=mirrored))
     captions = list(dict.fromkeys(picture.file.caption for picture in encoded))
+    tokens = torch.cat([_tokens(model, caption) for caption in [*captions, ""]])
     return Dataset(
         mean=torch.stack([mean for mean, _ in posteriors]),
         std=torch.stack([std for _, std in posteriors]),
         scaling_factor=float(model.vae.config.scaling_factor),
-        embeddings=torch.cat([_embedding(model, caption) for caption in [*captions, ""]]),
+        embeddings=torch.cat([model.text_encoder(row[None])[0] for row in tokens]),
+        tokens=tokens,
         captions=tuple(captions.index(picture.file.caption) for picture in encoded),
         sha256=tuple(picture.sha256 for picture in encoded),
     )
@@ -99,7 +103,7 @@ def _posterior(
     return torch.stack(means), torch.stack(stds)
 
 
-def _embedding(model: LoadedBaseModel, caption: str) -> torch.Tensor:
+def _tokens(model: LoadedBaseModel, caption: str) -> torch.Tensor:
     tokens = model.tokenizer(
         caption,
         # The text encoder's own limit: a tokenizer whose files do not say it has none.
@@ -108,5 +112,5 @@ def _embedding(model: LoadedBaseModel, caption: str) -> torch.Tensor:
         truncation=True,
         return_tensors="pt",
     )
-    hidden: torch.Tensor = model.text_encoder(tokens.input_ids.to(model.arithmetic.device))[0]
-    return hidden
+    ids: torch.Tensor = tokens.input_ids.to(model.arithmetic.device)
+    return ids

@@ -6,7 +6,7 @@ The training loss cannot say it: its noise exceeds its fall.
 import torch
 
 from worker.training.objective import sample_losses
-from worker.training.step import Lesson, Trainee, predict
+from worker.training.step import Lesson, Trainee, predict, prompts_of
 
 #: Timesteps that each picture is looked at with, spread evenly over the schedule.
 TIMESTEPS = 4
@@ -51,7 +51,8 @@ def _picture_loss(trainee: Trainee, lesson: Lesson, picture: int) -> torch.Tenso
     timesteps = torch.tensor([int((i + 0.5) * width) for i in range(TIMESTEPS)], device=device)
     latents = data.mean_latent(picture).expand(TIMESTEPS, *data.latent_shape)
     noisy = schedule.add_noise(latents, noise, timesteps)
-    prompts = data.embeddings[[data.captions[picture]] * TIMESTEPS]
+    captions = torch.full((TIMESTEPS,), data.captions[picture], device=device)
+    prompts = prompts_of(trainee, data, captions)
     prediction = predict(trainee, noisy, timesteps, prompts)
     target = schedule.target(lesson.prediction_type, latents, noise, timesteps)
     return sample_losses(prediction, target, None).mean()

@@ -20,7 +20,12 @@ from worker.contract.pipe import (
     StoppedEvent,
     TrainCommand,
 )
-from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
+from worker.training.base_model import (
+    BaseModelShelf,
+    LoadedBaseModel,
+    text_encoder_of_same_weights,
+    unet_of_same_weights,
+)
 from worker.training.cache import encode
 from worker.training.device import (
     Arithmetic,
@@ -171,11 +176,14 @@ def _export(
             "seed": str(command.seed),
             "prediction_type": lesson.prediction_type,
         },
+        text_encoder=trainee.text_encoder,
     )
     verify_adapter(
         trainee.unet,
         files=adapters,
         fresh_unet=lambda: unet_of_same_weights(trainee.unet),
+        text_encoder=trainee.text_encoder,
+        fresh_text_encoder=lambda: text_encoder_of_same_weights(trainee.text_encoder),
     )
     return adapters
 

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 
 import torch
 
+#: What a path in the text encoder begins with.
+TEXT_ENCODER = "text_encoder."
+
 #: What kohya's trainer calls a parameter where its name differs from ours.
 _KOHYA_NAMES = {
     "train_batch_size": "batch_size_per_device",
@@ -33,6 +36,8 @@ def kohya_weights(
     base_weights: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Rename PEFT's weights to kohya's names and put each layer's alpha beside them.
+
+    A path in the UNet is as it is, one in the text encoder begins with `text_encoder.text_model.`.
 
     Args:
         weights: `<module path>.lora_A.weight` and `.lora_B.weight`, with DoRA also
@@ -83,7 +88,9 @@ def _row_norms(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _kohya_name(path: str) -> str:
-    return "lora_unet_" + path.replace(".", "_")
+    of_text = path.startswith(TEXT_ENCODER)
+    prefix = "lora_te_" if of_text else "lora_unet_"
+    return prefix + path.removeprefix(TEXT_ENCODER).replace(".", "_")
 
 
 def _exact_scalar(value: float) -> torch.Tensor:

@@ -184,7 +184,7 @@ class LowRankArithmetic(AdapterWeights):
     def _spread(self) -> None:
         """Give each group its matrices, in the dtype that products are computed in."""
         dtype = self._product_dtype()
-        first, second = torch.split(self.buffer, [sum(self._sizes_a), sum(self._sizes_b)])
+        first, second = torch.split(self.flat, [sum(self._sizes_a), sum(self._sizes_b)])
         flat_a = torch.split(first.to(dtype), self._sizes_a)
         flat_b = iter(torch.split((second * self._scale).to(dtype), self._sizes_b))
         for group, flat in zip(self.groups, flat_a, strict=True):

@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers.optimization import get_scheduler
 
 from worker.contract.parameters import TrainingParameters
-from worker.training.adapter_weights import AdapterWeights
+from worker.training.adapter import TEXT_ENCODER
+from worker.training.adapter_weights import AdapterWeights, JoinedWeights
 from worker.training.device import Arithmetic
 from worker.training.library_optimizer import LibraryOptimizer, adafactor, adamw8bit, prodigy
 
@@ -104,7 +105,32 @@ def new_optimizer(
     accelerator: Accelerator, adapter: AdapterWeights, parameters: TrainingParameters
 ) -> Any:
     """The job's optimizer on the adapter, wrapped by Accelerate."""
-    return accelerator.prepare(_OPTIMIZERS[parameters.optimizer](adapter, parameters))
+    optimizer = _OPTIMIZERS[parameters.optimizer](adapter, parameters)
+    rate = parameters.text_encoder_learning_rate
+    if isinstance(adapter, JoinedWeights) and rate is not None:
+        piece = adapter.buffer.detach()[adapter.places[TEXT_ENCODER]]
+        _move_at_another_rate(optimizer, piece, rate / parameters.learning_rate)
+    return accelerator.prepare(optimizer)
+
+
+def _move_at_another_rate(
+    optimizer: torch.optim.Optimizer, piece: torch.Tensor, factor: float
+) -> None:
+    """Have each step move `piece` of the buffer by `factor` times what the learning rate says.
+
+    What an optimizer adds to a weight is its learning rate times something, decay included; so this
+    is what another learning rate would do, with one set of kernels for all weights.
+    """
+    before: list[torch.Tensor] = []
+
+    def remember(*_: Any) -> None:
+        before[:] = [piece.clone()]
+
+    def move(*_: Any) -> None:
+        piece.copy_(torch.lerp(before.pop(), piece, factor))
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(move)
 
 
 class Schedule:

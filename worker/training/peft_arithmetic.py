@@ -57,7 +57,7 @@ class PeftArithmetic(AdapterWeights):
         self.let_go()
 
     def _spread(self) -> None:
-        pieces = torch.split(self.buffer, self._sizes)
+        pieces = torch.split(self.flat, self._sizes)
         for owner, piece, weight in zip(self._owners, pieces, self.weights.values(), strict=True):
             # Not a parameter of its own: its gradient is the buffer's.
             owner._parameters["weight"] = piece.view(weight.shape)  # type: ignore[assignment]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from worker.contract.pipe import CheckpointEvent, Event, LogEvent, StoppedEvent, TrainCommand
-from worker.training.adapter import add_adapter
+from worker.training.adapter import add_adapters
 from worker.training.base_model import LoadedBaseModel
 from worker.training.checkpoint import (
     CheckpointUnusable,
@@ -39,7 +39,7 @@ class Training:
         if plan.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
         accelerator = new_accelerator(model.arithmetic)
-        adapter = add_adapter(model.unet, rules, command.seed)
+        adapter = add_adapters(model.unet, model.text_encoder, rules, command.seed)
         optimizer = new_optimizer(accelerator, adapter, rules)
         self.trainee = Trainee(
             unet=model.unet,
@@ -47,6 +47,7 @@ class Training:
             accelerator=accelerator,
             optimizer=optimizer,
             schedule=new_schedule(optimizer, rules, plan.total_steps),
+            text_encoder=model.text_encoder if rules.train_text_encoder else None,
             losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
         )
         self._belongs_to = fingerprint(

@@ -28,6 +28,7 @@ class Trainee:
         losses: `[total_steps]` on the device, the mean loss of each step; NaN where none is yet.
         rates: `[total_steps]` on the device, the learning rate of each step; NaN where none is yet.
         step: optimizer steps done, skipped ones included.
+        text_encoder: where it is trained too; then captions are encoded at each step.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
     """
 
@@ -39,6 +40,7 @@ class Trainee:
     losses: torch.Tensor
     rates: torch.Tensor = field(init=False)
     step: int = 0
+    text_encoder: Any = None
     recorded: RecordedPass | None = None
 
     def __post_init__(self) -> None:
@@ -127,10 +129,19 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor
         batch.timesteps,
     )
     noisy = lesson.schedule.add_noise(latents, noise, timesteps)
-    prediction = predict(trainee, noisy, timesteps, batch.prompts(data))
+    prompts = prompts_of(trainee, data, batch.indices[2])
+    prediction = predict(trainee, noisy, timesteps, prompts)
     target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
     weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
     return sample_losses(prediction, target, weights)
+
+
+def prompts_of(trainee: Trainee, data: Dataset, captions: torch.Tensor) -> torch.Tensor:
+    """The embeddings `[B, 77, D]` of captions by their numbers `[B]`."""
+    if trainee.text_encoder is None:
+        return data.embeddings[captions]
+    hidden: torch.Tensor = trainee.text_encoder(data.tokens[captions])[0]
+    return hidden
 
 
 def predict(
