@@ -17,6 +17,9 @@ _FIXED_BYTES = int(1.0 * _GIB)
 #: For other layers, which a message may name, the larger number is taken.
 _WEIGHTS_A_RANK = {"attn": 199_296, "attn-mlp": 374_016}
 
+#: The same of its text encoder, and what that keeps of a caption for the backward pass, in fp32.
+_TEXT_WEIGHTS_A_RANK, _TEXT_SAVED_BYTES = 73_728, int(0.04 * _GIB)
+
 #: Bytes for each weight of the adapter: itself, its gradient and a recorded step's copy of that, 4
 #: each, and what the optimizer keeps.
 _BYTES_A_WEIGHT = {"adamw": 12 + 8, "adamw8bit": 12 + 2, "prodigy": 12 + 16, "adafactor": 12 + 4}
@@ -159,6 +162,7 @@ def needed_bytes(parameters: TrainingParameters, micro_batch: int, checkpointing
     )
     backward = _BACKWARD_BYTES_AT_512 * (parameters.resolution / 512) ** 2
     per_sample = saved + int(backward * (2 if full_precision else 1))
+    per_sample += _TEXT_SAVED_BYTES if parameters.train_text_encoder else 0
     once = saved_of_weights_bytes(kind, dropout=dropout, checkpointing=checkpointing)
     return _FIXED_BYTES + adapter_bytes(parameters) + once + micro_batch * per_sample
 
@@ -174,8 +178,9 @@ def adapter_kind(parameters: TrainingParameters) -> str:
 def adapter_bytes(parameters: TrainingParameters) -> int:
     """The adapter's weights with gradient and optimizer state, for Stable Diffusion 1.5."""
     layers = "attn-mlp" if adapter_kind(parameters).endswith("-mlp") else "attn"
-    weights = _WEIGHTS_A_RANK[layers] * parameters.rank
-    return weights * _BYTES_A_WEIGHT[parameters.optimizer]
+    a_rank = _WEIGHTS_A_RANK[layers]
+    a_rank += _TEXT_WEIGHTS_A_RANK if parameters.train_text_encoder else 0
+    return a_rank * parameters.rank * _BYTES_A_WEIGHT[parameters.optimizer]
 
 
 def saved_bytes(

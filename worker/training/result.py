@@ -43,6 +43,8 @@ def job_metadata(
         "lora_alpha": rules.lora_alpha,
         "lora_dropout": rules.lora_dropout,
         "target_modules": list(rules.target_modules),
+        "use_dora": rules.use_dora,
+        "train_text_encoder": rules.train_text_encoder,
         "optimizer": rules.optimizer,
         "learning_rate": rules.learning_rate,
         "resolution": rules.resolution,

@@ -5,14 +5,16 @@ Counted on the `meta` device, so that they repeat to the last unit on any machin
 
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.counted import encoder_work, step_work
+from benchmarks.counted import _as_on_a_gpu, _saved, encoder_work, step_work
 from worker.contract.parameters import TrainingParameters
 from worker.demo.tiny_base_model import random_unet
-from worker.training.adapter import add_adapter
+from worker.training.adapter import add_adapter, add_text_adapter
 from worker.training.plan import (
     adapter_bytes,
     adapter_kind,
+    needed_bytes,
     saved_bytes,
     saved_of_weights_bytes,
 )
@@ -92,3 +94,18 @@ def test_the_plan_expects_the_weights_that_the_adapter_has(targets, rank):
         weights = add_adapter(unet, rules, seed=1).buffer.numel()
     # AdamW: weight, gradient, its copy for a recorded step, and two moments.
     assert adapter_bytes(rules) == weights * 5 * 4
+
+
+def test_the_plan_expects_what_a_trained_text_encoder_takes():
+    shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+    with torch.device("meta"):
+        encoder = CLIPTextModel(CLIPTextConfig(num_attention_heads=12, **shape))
+        encoder.requires_grad_(requires_grad=False)
+        weights = add_text_adapter(encoder, TrainingParameters(rank=1), seed=1).buffer.numel()
+        saved = {}
+        with _as_on_a_gpu(), _saved(encoder, saved):
+            encoder(torch.zeros(1, 77, dtype=torch.int64))
+    plain, trained = TrainingParameters(rank=1), TrainingParameters(rank=1, train_text_encoder=True)
+    assert adapter_bytes(trained) - adapter_bytes(plain) == weights * 5 * 4
+    added = needed_bytes(trained, 1, checkpointing=False) - needed_bytes(plain, 1, False)
+    assert sum(saved.values()) + weights * 5 * 4 == pytest.approx(added, rel=0.02)
