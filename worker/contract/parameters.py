@@ -42,6 +42,19 @@ NOT_YET: dict[str, Any] = {
 }
 
 
+#: Names of options that other trainers have and this one does not, and what to do instead.
+NOT_OFFERED: dict[str, str] = dict.fromkeys(
+    (
+        *("with_prior_preservation", "prior_loss_weight", "class_prompt", "class_images"),
+        *("num_class_images", "class_data_dir"),
+    ),
+    "is not offered: there is no prior preservation; say in captions what is not the style, or "
+    "train fewer steps",
+) | {
+    "input_perturbation": "is not offered; noise_offset is",
+}
+
+
 class TrainingParameters(BaseModel):
     """The training parameters of one job. Names are diffusers' flag names.
 

@@ -1,4 +1,4 @@
-"""One optimizer step: its micro-batches drawn, passed forward and backward, and AdamW."""
+"""One optimizer step: its micro-batches drawn, passed forward and backward, and the optimizer's."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field

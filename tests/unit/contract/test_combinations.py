@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 from worker.contract.errors import InvalidJob
 from worker.contract.job import parse_message
-from worker.contract.parameters import TrainingParameters
+from worker.contract.parameters import NOT_OFFERED, TrainingParameters
 
 
 def refused(**parameters):
@@ -92,3 +92,9 @@ def test_a_broken_field_is_named_by_itself():
     with pytest.raises(ValidationError) as caught:
         TrainingParameters(rank=0, optimizer="prodigy", learning_rate=1e-4)
     assert [error["loc"] for error in caught.value.errors()] == [("rank",)]
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_what_other_trainers_have_and_this_one_has_not_is_refused_by_name(name):
+    assert "is not offered" in refused(**{name: True})[f"parameters.{name}"]
+    assert name not in TrainingParameters.model_fields

@@ -1,5 +1,8 @@
 """DoRA: PEFT's arithmetic on the one buffer; begins as the base, trains, resumes, reloads."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -97,6 +100,20 @@ def test_nothing_is_left_on_the_base_after_a_job(tiny_base_model):
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not unet._forward_pre_hooks
+
+
+def test_the_buffer_is_freed_with_the_adapter_and_waits_for_no_garbage_collection(tiny_base_model):
+    unet = load(tiny_base_model).train()
+    arithmetic = trained(unet, TrainingParameters(rank=4, use_dora=True))
+    unet(*inputs(torch.float32)).sample.sum().backward()
+    freed = weakref.ref(arithmetic.buffer)
+    gc.disable()
+    try:
+        remove_adapter(unet)
+        del arithmetic
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_every_part_of_the_adapter_learns(tiny_base_model, pictures, tmp_path):
