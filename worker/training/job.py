@@ -22,7 +22,12 @@ from worker.contract.pipe import (
     StoppedEvent,
     TrainCommand,
 )
-from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
+from worker.training.base_model import (
+    BaseModelShelf,
+    LoadedBaseModel,
+    text_encoder_of_same_weights,
+    unet_of_same_weights,
+)
 from worker.training.dataset_report import log_events
 from worker.training.device import (
     Arithmetic,
@@ -33,6 +38,7 @@ from worker.training.device import (
     memory_report,
 )
 from worker.training.export import export_adapter, verify_adapter
+from worker.training.library_optimizer import refuse_missing_package
 from worker.training.loop import StopReason
 from worker.training.material import Material, gather
 from worker.training.plan import make_plan
@@ -89,6 +95,7 @@ def run_job(
     try:
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
+            refuse_missing_package(command.parameters.optimizer)
             model = shelf.get(command.base_model, arithmetic)
             material, lesson = _prepare(command, model, report, should_stop, ranks)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
@@ -201,11 +208,14 @@ def _export_this(
             "seed": str(command.seed),
             "prediction_type": lesson.prediction_type,
         },
+        text_encoder=trainee.text_encoder,
     )
     verify_adapter(
         trainee.unet,
         files=adapters,
         fresh_unet=lambda: unet_of_same_weights(trainee.unet),
+        text_encoder=trainee.text_encoder,
+        fresh_text_encoder=lambda: text_encoder_of_same_weights(trainee.text_encoder),
     )
     return adapters
 
