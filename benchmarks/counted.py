@@ -67,6 +67,7 @@ def step_work(
     dropout: float = 0.0,
     checkpointing: bool = False,
     grouped: bool = True,
+    **rules: Any,
 ) -> Work:
     """A forward and backward pass of the adapted UNet on one sample.
 
@@ -77,11 +78,11 @@ def step_work(
         dropout: of the adapter.
         checkpointing: whether activations are recomputed.
         grouped: our arithmetic of the adapter, or PEFT's.
+        rules: other parameters of the job, such as its target modules.
     """
     with _META:
         unet = random_family_unet(family, "full").requires_grad_(requires_grad=False).to(dtype)
-        rules = TrainingParameters(lora_dropout=dropout)
-        add_adapter(unet, rules, seed=1)
+        add_adapter(unet, TrainingParameters(lora_dropout=dropout, **rules), seed=1)
         if not grouped:
             config = unet.peft_config["default"]
             remove_adapter(unet)
@@ -194,6 +195,8 @@ def main() -> None:
         "ours": ours,
         "ours, dropout 0.1": step_work(dropout=0.1),
         "ours, checkpointing": step_work(checkpointing=True),
+        "ours, feed-forward too": step_work(target_modules="attn-mlp"),
+        "DoRA": step_work(use_dora=True),
         "PEFT": step_work(grouped=False),
         "PEFT, dropout 0.1": step_work(grouped=False, dropout=0.1),
         "ours, 256 px": step_work(resolution=256),

@@ -227,9 +227,9 @@ def test_the_measured_peak_is_within_the_plan(
         optimizer_step(trainee, lesson)
         trainee.step += 1
     peak = torch.cuda.max_memory_allocated(gpu) - base
-    kind = "checkpointing" if checkpointing else "dropout"
     memory = StableDiffusion1.memory
-    saved = batch * memory.saved_bytes(512**2, kind, full_precision=False)
+    rules = lesson.parameters
+    saved = batch * memory.saved_bytes(rules, checkpointing=checkpointing)
     assert 0.8 * saved < peak < lesson.plan.estimated_bytes
 
 

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from worker.contract.captions import filled_template
 from worker.contract.errors import InvalidJob
 from worker.contract.parameters import (
+    NOT_OFFERED,
     TrainingParameters,
     canonical_parameter,
     held_out_count,
@@ -259,6 +260,8 @@ def _sentence(detail: ErrorDetails) -> tuple[str, str]:
     if kind == "extra_forbidden":
         if other := canonical_parameter(where[-1]):
             return field, f"is another name of {other}, which is given too; send one of them"
+        if where[-1] in NOT_OFFERED:
+            return field, NOT_OFFERED[where[-1]]
         near = nearest_parameter(where[-1])
         return field, "is not a known parameter" + (f"; did you mean {near}?" if near else "")
     text = detail["msg"].removeprefix("Value error, ")

@@ -1,18 +1,24 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
 import difflib
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.combinations import DEFAULT_LEARNING_RATE, base_model_conflicts, conflicts
+from worker.contract.errors import InvalidJob
 
 #: Named sets of linear layers of the UNet that get an adapter.
 TARGET_PRESETS: dict[str, tuple[str, ...]] = {
@@ -29,6 +35,19 @@ SchedulerName = Literal[
     "cosine_with_restarts",
     "polynomial",
 ]
+
+
+#: Names of options that other trainers have and this one does not, and what to do instead.
+NOT_OFFERED: dict[str, str] = dict.fromkeys(
+    (
+        *("with_prior_preservation", "prior_loss_weight", "class_prompt", "class_images"),
+        *("num_class_images", "class_data_dir"),
+    ),
+    "is not offered: there is no prior preservation; say in captions what is not the style, or "
+    "train fewer steps",
+) | {
+    "input_perturbation": "is not offered; noise_offset is",
+}
 
 
 class TrainingParameters(BaseModel):
@@ -59,7 +78,13 @@ class TrainingParameters(BaseModel):
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=64, description="Micro-batches in one optimizer step."
     )
-    learning_rate: float = Field(1e-4, ge=1e-7, le=1e-2, description="Peak learning rate.")
+    learning_rate: float = Field(
+        1e-4,
+        ge=1e-7,
+        le=10,
+        description="Peak learning rate, at most 0.01; for `prodigy` a factor of the rate that it "
+        "finds, 1.0 by default.",
+    )
     lr_scheduler: SchedulerName = Field("constant", description="Learning-rate schedule.")
     lr_warmup_steps: int = Field(0, ge=0, le=50_000, description="Optimizer steps of warm-up.")
     rank: int = Field(
@@ -73,11 +98,23 @@ class TrainingParameters(BaseModel):
         32.0, gt=0, le=512, description="Numerator of the scale `alpha / rank`."
     )
     lora_dropout: float = Field(0.1, ge=0, le=0.9, description="Dropout before the A matrices.")
+    use_dora: bool = Field(
+        False, description="Also train the norm of each row of the weights (DoRA); slower."
+    )
     target_modules: tuple[str, ...] = Field(
         TARGET_PRESETS["attn"],
         min_length=1,
         max_length=32,
         description="Layers with an adapter: `attn`, `attn-mlp`, or a list of module names.",
+    )
+    train_text_encoder: bool = Field(
+        False, description="Also train an adapter in the text encoder's attention."
+    )
+    text_encoder_learning_rate: float | None = Field(
+        None,
+        ge=1e-7,
+        le=1e-2,
+        description="Peak learning rate of the text encoder; by default that of the UNet.",
     )
     resolution: int = Field(
         512,
@@ -102,7 +139,10 @@ class TrainingParameters(BaseModel):
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="Recompute activations; `auto` only when memory needs it."
     )
-    optimizer: Literal["adamw"] = Field("adamw", description="Optimizer.")
+    optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor"] = Field(
+        "adamw",
+        description="Optimizer; `adamw8bit` and `prodigy` where the operator has installed them.",
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     adam_weight_decay: float = Field(1e-2, ge=0, le=1, description="Decoupled weight decay.")
@@ -208,6 +248,51 @@ class TrainingParameters(BaseModel):
                 "says nothing of over-fitting"
             )
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_optimizer(cls, values: Any) -> Any:
+        """Without a learning rate, each optimizer has its own."""
+        if isinstance(values, dict):
+            rate = DEFAULT_LEARNING_RATE.get(str(values.get("optimizer")))
+            return values if rate is None else {"learning_rate": rate} | values
+        return values
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_work_together(self) -> Self:
+        if found := conflicts(dict(self)):
+            raise ValidationError.from_exception_data(
+                type(self).__name__,
+                [
+                    InitErrorDetails(
+                        # The sentence is an argument: braces in it would be read as a place.
+                        type=PydanticCustomError("value_error", "{sentence}", {"sentence": text}),
+                        loc=(name,),
+                        input=getattr(self, name),
+                    )
+                    for name, text in found
+                ],
+            )
+        return self
+
+
+def chosen_base_model(
+    parameters: TrainingParameters, catalogue: Mapping[str, BaseModelEntry], default: str
+) -> BaseModelEntry:
+    """The base model that a job asks for, or the operator's default.
+
+    Raises:
+        InvalidJob: it is not in the catalogue, or cannot be trained with these parameters.
+    """
+    name = parameters.base_model or default
+    entry = catalogue.get(name)
+    if entry is None:
+        known = ", ".join(sorted(catalogue))
+        what = f"{name!r} is not in this worker's catalogue; it has {known}"
+        raise InvalidJob([("parameters.base_model", what)])
+    if found := base_model_conflicts(dict(parameters), entry.family):
+        raise InvalidJob([(f"parameters.{field}", what) for field, what in found])
+    return entry
 
 
 def for_base_model(parameters: TrainingParameters, base: BaseModelEntry) -> TrainingParameters:

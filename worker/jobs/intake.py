@@ -10,6 +10,7 @@ from worker.broker.delivery import Delivery
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, InvalidJob
 from worker.contract.job import ParsedMessage, TrainingJob, parse_message
+from worker.contract.parameters import chosen_base_model
 from worker.jobs.conclusion import ended_result
 from worker.jobs.record import JobRecord, Result
 from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
@@ -134,18 +135,12 @@ class Intake:
         return base
 
     def _base_model(self, job: TrainingJob, base: str | None) -> BaseModelEntry:
-        name = job.parameters.base_model or self._default_base_model
-        entry = self._catalogue.get(name)
-        if entry is None:
-            known = ", ".join(sorted(self._catalogue))
-            what = f"{name!r} is not in this worker's catalogue; it has {known}"
+        try:
+            return chosen_base_model(job.parameters, self._catalogue, self._default_base_model)
+        except InvalidJob as error:
             raise InvalidJob(
-                [("parameters.base_model", what)],
-                style_id=job.style_id,
-                webhook_base=base,
-                job_id=job.job_id,
-            )
-        return entry
+                error.problems, style_id=job.style_id, webhook_base=base, job_id=job.job_id
+            ) from None
 
 
 def _run_id(digest: str, run: int) -> str:

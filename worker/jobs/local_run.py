@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from worker.contract.base_model import BaseModelEntry
-from worker.contract.errors import ErrorCode, InvalidJob, JobError
+from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
+from worker.contract.parameters import chosen_base_model
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
 from worker.jobs.assembly import image_fetcher, s3_store, trainer_shares, trainer_slot
 from worker.jobs.record import JobRecord
@@ -47,12 +48,7 @@ def train_locally(
     Raises:
         JobError: the job cannot be trained.
     """
-    name = job.parameters.base_model or settings.default_base_model
-    if name not in catalogue:
-        known = ", ".join(sorted(catalogue))
-        raise InvalidJob(
-            [("parameters.base_model", f"{name!r} is not in the catalogue; it has {known}")]
-        )
+    base_model = chosen_base_model(job.parameters, catalogue, settings.default_base_model)
     output.mkdir(parents=True, exist_ok=True)
     store = LocalStore(output / _STATE_FOLDER, buckets=[_BUCKET])
     record = JobRecord(store, _BUCKET, job.job_id)
@@ -72,7 +68,7 @@ def train_locally(
             epoch=1,
             record=record,
             folder=Path(folder),
-            base_model=catalogue[name],
+            base_model=base_model,
             on_event=on_event,
             should_stop=should_stop,
             checkpoint=record.checkpoint(),

@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
-from worker.training.adapter import remove_adapter
+from worker.training.adapter import remove_adapter, remove_text_adapter
 from worker.training.device import Arithmetic
 from worker.training.families.family import Family, TextEncoder
 from worker.training.families.known import FAMILIES, family_of
@@ -69,6 +69,8 @@ class BaseModelShelf:
         """Take a job's adapter off, so that the next one finds the base as it was loaded."""
         if self._model is not None:
             remove_adapter(self._model.unet)
+            for encoder in self._model.text_encoders:
+                remove_text_adapter(encoder.model)
 
 
 def _serves(kept: LoadedBaseModel, entry: BaseModelEntry, arithmetic: Arithmetic) -> bool:
@@ -178,13 +180,27 @@ def unet_of_same_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """
     with torch.device("meta"):
         fresh = UNet2DConditionModel.from_config(unet.config)
-    weights = {
+    fresh.load_state_dict(_base_weights(unet), assign=True)
+    return fresh.requires_grad_(requires_grad=False).eval()
+
+
+def text_encoder_of_same_weights(text_encoder: Any) -> Any:
+    """The same for the text encoder."""
+    with torch.device("meta"):
+        fresh = type(text_encoder)(text_encoder.config)
+    fresh.load_state_dict(_base_weights(text_encoder), assign=True)
+    for name, values in text_encoder.named_buffers():  # some are in no state
+        owner, _, key = name.rpartition(".")
+        fresh.get_submodule(owner).register_buffer(key, values, persistent=False)
+    return fresh.requires_grad_(requires_grad=False).eval()
+
+
+def _base_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {
         name.replace(".base_layer.", "."): weight.detach()
-        for name, weight in unet.state_dict().items()
+        for name, weight in module.state_dict().items()
         if ".lora_" not in name
     }
-    fresh.load_state_dict(weights, assign=True)
-    return fresh.requires_grad_(requires_grad=False).eval()
 
 
 def _refuse_another_family(entry: BaseModelEntry, common: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ place.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -49,9 +50,10 @@ class Batch:
         """Latents `[B, c, h, w]`, sampled anew from the cached posterior."""
         return data.latents(self.bucket, self.indices[0], self.indices[1], self._field(0))
 
-    def conditions(self, data: Dataset) -> Conditions:
-        """What the UNet is told beside the noisy latents."""
-        return data.told(self.bucket, self.indices[0], self.indices[1], self.indices[2])
+    def conditions(self, data: Dataset, text_encoder: Any = None) -> Conditions:
+        """What the UNet is told beside the noisy latents; `text_encoder` is one that is trained."""
+        rows, variants, captions, _ = self.indices
+        return data.told(self.bucket, rows, variants, captions, text_encoder)
 
     def noise(self, offset_strength: float) -> torch.Tensor:
         """Noise `[B, c, h, w]`, with an offset a channel if there is to be one."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -104,11 +105,20 @@ class Dataset:
         return self.buckets[bucket].mean[row, 0] * self.scaling_factor
 
     def told(
-        self, bucket: int, rows: torch.Tensor, variants: torch.Tensor, captions: torch.Tensor
+        self,
+        bucket: int,
+        rows: torch.Tensor,
+        variants: torch.Tensor,
+        captions: torch.Tensor,
+        text_encoder: Any = None,
     ) -> Conditions:
-        """What the UNet is told with the latents of B samples, beside the timestep."""
+        """What the UNet is told with the latents of B samples, beside the timestep.
+
+        Captions are as they were encoded once; by `text_encoder`, if there is one, as it does now.
+        """
         ids = self.buckets[bucket].time_ids
-        return self.embeddings.told(captions, None if ids is None else ids[rows, variants])
+        shown = None if ids is None else ids[rows, variants]
+        return self.embeddings.told(captions, shown, text_encoder)
 
     def variant(self, crop: int, *, flipped: bool) -> int:
         """Index of one part of a picture, or of its mirror image."""

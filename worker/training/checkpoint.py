@@ -21,9 +21,6 @@ _HEADER = "lora_worker"
 #: What the header must say.
 _SAID = {"step", "belongs_to", "made_in", "inexactly", "scaler", "validation"}
 
-#: AdamW's state of one weight.
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
 
 class CheckpointUnusable(Exception):  # noqa: N818 - a finding, not a malfunction
     """The file does not fit this job; the text says why."""
@@ -149,18 +146,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _refuse_incomplete(trainee: Trainee, tensors: Mapping[str, torch.Tensor]) -> None:
     """Every tensor must be there in its shape: a smaller one would be spread out in silence."""
-    weights = trainee.weights
-    wanted = {f"adapter.{name}": weight.shape for name, weight in weights.items()}
+    wanted = {f"adapter.{name}": weight.shape for name, weight in trainee.weights.items()}
     wanted |= {"losses": trainee.losses.shape, "rates": trainee.rates.shape}
     moments = {
-        f"optimizer.{index}.{key}": torch.Size() if key == "step" else weight.shape
-        for index, weight in enumerate(weights.values())
-        for key in _MOMENTS
+        f"optimizer.{index}.{key}": shape
+        for index, shapes in trainee.optimizer.optimizer.state_shapes().items()
+        for key, shape in shapes.items()
     }
-    best = {f"best.{name}": weight.shape for name, weight in weights.items()}
+    best = {f"best.{name}": weight.shape for name, weight in trainee.weights.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    # Before the first step that was not skipped, AdamW has no state at all; and the best adapter is
-    # kept where there is one.
+    # Before the first step that was not skipped, there may be no state at all; and the best adapter
+    # is kept where there is one.
     if found not in (wanted, wanted | moments, wanted | best, wanted | moments | best):
         raise CheckpointUnusable("it does not hold the adapter and optimizer of this job")
 

@@ -48,18 +48,29 @@ class Captions:
     Attributes:
         states: `[C + 1, 77, D]`; the last one is the empty prompt's.
         pooled: `[C + 1, P]`, likewise, for a family whose UNet asks for it.
+        tokens: what states were made from, `[C + 1, 77]`, where one text encoder makes them.
     """
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states)
 
-    def told(self, places: torch.Tensor, time_ids: torch.Tensor | None) -> Conditions:
-        """The conditions of B samples: whose captions are at `places` `[B]`, and `time_ids`."""
+    def told(
+        self, places: torch.Tensor, time_ids: torch.Tensor | None, text_encoder: Any = None
+    ) -> Conditions:
+        """The conditions of B samples: whose captions are at `places` `[B]`, and `time_ids`.
+
+        With a `text_encoder`, one that is trained, captions are encoded anew by it.
+        """
         pooled = None if self.pooled is None else self.pooled[places]
-        return Conditions(self.states[places], pooled, time_ids)
+        if text_encoder is None:
+            return Conditions(self.states[places], pooled, time_ids)
+        if self.tokens is None:
+            raise ValueError("several text encoders cannot be trained")
+        return Conditions(text_encoder(self.tokens[places])[0], pooled, time_ids)
 
 
 @torch.no_grad()
@@ -69,8 +80,11 @@ def encode_captions(
     """Encode each of C distinct captions, and the empty prompt, once."""
     prompts = [family.encode(encoders, caption) for caption in [*captions, ""]]
     pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
+    tokens = [encoders[0].tokens(caption) for caption in [*captions, ""]]
     return Captions(
-        torch.cat([prompt.states for prompt in prompts]), torch.cat(pooled) if pooled else None
+        torch.cat([prompt.states for prompt in prompts]),
+        torch.cat(pooled) if pooled else None,
+        torch.cat(tokens) if len(encoders) == 1 else None,
     )
 
 

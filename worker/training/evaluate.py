@@ -79,7 +79,8 @@ def _losses(trainee: Trainee, lesson: Lesson, looks: list[tuple[int, int]]) -> t
         [data.embedding_of(picture) for picture, _ in looks],
     ]
     rows, variants, captions = torch.tensor(places, device=data.device)
-    prediction = predict(trainee, noisy, timesteps, data.told(bucket, rows, variants, captions))
+    told = data.told(bucket, rows, variants, captions, trainee.text_encoder)
+    prediction = predict(trainee, noisy, timesteps, told)
     target = schedule.target(lesson.prediction_type, latents, noise, timesteps)
     return sample_losses(prediction, target, None)
 

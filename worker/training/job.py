@@ -22,7 +22,12 @@ from worker.contract.pipe import (
     StoppedEvent,
     TrainCommand,
 )
-from worker.training.base_model import BaseModelShelf, LoadedBaseModel, unet_of_same_weights
+from worker.training.base_model import (
+    BaseModelShelf,
+    LoadedBaseModel,
+    text_encoder_of_same_weights,
+    unet_of_same_weights,
+)
 from worker.training.dataset_report import log_events
 from worker.training.device import (
     Arithmetic,
@@ -36,6 +41,7 @@ from worker.training.environment import environment
 from worker.training.export import KOHYA_FILE, add_to_header, export_adapter, verify_adapter
 from worker.training.file_header import thumbnail_entry, training_facts
 from worker.training.images import Pictures
+from worker.training.library_optimizer import refuse_missing_package
 from worker.training.loop import StopReason
 from worker.training.material import Material, gather
 from worker.training.plan import make_plan
@@ -93,6 +99,7 @@ def run_job(
     try:
         with _stage("caching", report, device, clock):
             _stop_if_told(should_stop)
+            refuse_missing_package(command.parameters.optimizer)
             model = shelf.get(command.base_model, arithmetic)
             material, lesson = _prepare(command, model, report, should_stop, ranks)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
@@ -207,11 +214,14 @@ def _export_this(
         base_model_name=command.base_model.name,
         trigger_word=command.trigger_word,
         training=training_facts(command, lesson, captions),
+        text_encoder=trainee.text_encoder,
     )
     verify_adapter(
         trainee.unet,
         files=adapters,
         fresh_unet=lambda: unet_of_same_weights(trainee.unet),
+        text_encoder=trainee.text_encoder,
+        fresh_text_encoder=lambda: text_encoder_of_same_weights(trainee.text_encoder),
     )
     return adapters
 

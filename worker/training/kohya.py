@@ -6,11 +6,19 @@ Stable Diffusion 1.x and 2.x it is diffusers' module path; for XL it is the path
 was first released, which is the only one that A1111 finds there (ComfyUI: `comfy/lora.py`,
 `model_lora_keys_unet`; A1111: `extensions-builtin/Lora/networks.py`; the trainer:
 kohya-ss/sd-scripts, `networks/lora.py`).
+
+DoRA's magnitudes are `.dora_scale`, on which readers differ. ComfyUI and Forge multiply the rows of
+`W + ΔW` with `dora_scale / ‖W‖` (`comfy/weight_adapter/base.py`, `weight_decompose`), so what is
+written is `m · ‖W‖ / ‖W + ΔW‖`, which gives there what was trained. A1111 takes the norms of the
+columns and cannot apply it; diffusers leaves `dora_scale` out.
 """
 
 from collections.abc import Callable, Mapping
 
 import torch
+
+#: What a path in the text encoder begins with.
+TEXT_ENCODER = "text_encoder."
 
 #: What kohya's trainer calls a parameter where its name differs from ours.
 _KOHYA_NAMES = {
@@ -28,27 +36,65 @@ def kohya_weights(
     weights: Mapping[str, torch.Tensor],
     alphas: Mapping[str, float],
     path_of: Callable[[str], str],
+    base_weights: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Rename PEFT's weights to kohya's names and put each layer's alpha beside them.
 
     Args:
-        weights: `<module path>.lora_A.weight` and `.lora_B.weight`.
+        weights: `<module path>.lora_A.weight` and `.lora_B.weight`, with DoRA also
+            `.lora_magnitude_vector`.
         alphas: of each module path. Readers without it, or with the rank in its place, would apply
             the adapter at another strength.
-        path_of: the family's path of a layer, given diffusers' module path.
+        path_of: the readers' path of a layer, given its module path; in the text encoder it begins
+            with `text_encoder.`.
+        base_weights: of each module path with DoRA, fp32.
     """
     renamed = {}
     for key, value in weights.items():
         path, half = key.removesuffix(".weight").rsplit(".", 1)
-        part = {"lora_A": "lora_down", "lora_B": "lora_up"}[half]
-        renamed[f"{_kohya_name(path_of(path))}.{part}.weight"] = value
+        if part := {"lora_A": "lora_down", "lora_B": "lora_up"}.get(half):
+            renamed[f"{_kohya_name(path_of(path))}.{part}.weight"] = value
     for path, alpha in alphas.items():
         renamed[f"{_kohya_name(path_of(path))}.alpha"] = _exact_scalar(alpha)
+    for path, base in base_weights.items():
+        tuned = base + _difference(renamed, path_of(path), base)
+        magnitude = weights[f"{path}.lora_magnitude_vector"].flatten()
+        scale = magnitude * _row_norms(base) / _row_norms(tuned)
+        shape = (-1, *[1] * (base.dim() - 1))
+        renamed[f"{_kohya_name(path_of(path))}.dora_scale"] = scale.view(shape)
     return renamed
 
 
+def tuned_by_comfyui(
+    file: Mapping[str, torch.Tensor], path: str, base: torch.Tensor
+) -> torch.Tensor:
+    """The weight that ComfyUI puts in the place of `base` of the layer at the readers' `path`."""
+    base = base.float()
+    tuned = base + _difference(file, path, base)
+    scale = file.get(f"{_kohya_name(path)}.dora_scale")
+    if scale is None:
+        return tuned
+    norms = _row_norms(base).view(scale.shape) + torch.finfo(base.dtype).eps
+    return tuned * (scale / norms)
+
+
+def _difference(file: Mapping[str, torch.Tensor], path: str, base: torch.Tensor) -> torch.Tensor:
+    """`B A · alpha / rank` in the shape of `base`."""
+    name = _kohya_name(path)
+    down, up = file[f"{name}.lora_down.weight"], file[f"{name}.lora_up.weight"]
+    scale = file[f"{name}.alpha"].item() / down.shape[0]
+    return (up.flatten(1) @ down.flatten(1)).view(base.shape) * scale
+
+
+def _row_norms(weight: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.norm(weight.flatten(1), dim=1)
+    return norms
+
+
 def _kohya_name(path: str) -> str:
-    return "lora_unet_" + path.replace(".", "_")
+    of_text = path.startswith(TEXT_ENCODER)
+    prefix = "lora_te_" if of_text else "lora_unet_"
+    return prefix + path.removeprefix(TEXT_ENCODER).replace(".", "_")
 
 
 def _exact_scalar(value: float) -> torch.Tensor:

@@ -1,8 +1,7 @@
-"""The adapter's arithmetic: all weights in one buffer, layers with one input in one product.
+"""The low-rank adapter's own arithmetic: layers with one input in one product.
 
 PEFT says which layers have an adapter, how it begins and what it is called; its weights become
-views of one flat buffer, which alone is trained. So gradient, clipping and AdamW are a few kernels
-instead of some for each of 256 tensors, and so is the half-precision copy for the products. Where
+views of one flat buffer, so the half-precision copy for the products is one kernel too. Where
 layers have one input (q, k and v of self-attention, k and v of cross-attention), their first
 matrices lie beside each other and are multiplied as one.
 """
@@ -17,8 +16,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
-#: PEFT's name of the one adapter.
-ADAPTER = "default"
+from worker.training.adapter_weights import ADAPTER, AdapterWeights, gather
 
 
 class LayerGroup:
@@ -120,17 +118,15 @@ class GroupedAttention:
         return output
 
 
-class LowRankArithmetic:
+class LowRankArithmetic(AdapterWeights):
     """Replaces PEFT's forward passes on one UNet, from `__init__` to `remove`.
 
-    Attributes:
-        buffer: the one trained parameter `[P]`: all A matrices, then all B matrices.
-        weights: PEFT's parameters by name, in PEFT's order; views of `buffer`.
+    The buffer has all A matrices, then all B matrices.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         """Take a UNet that PEFT has just put the adapter on; its weights move into the buffer."""
-        self.weights: dict[str, torch.nn.Parameter] = {
+        self.weights = {
             name: weight for name, weight in unet.named_parameters() if weight.requires_grad
         }
         adapted = [module for module in unet.modules() if isinstance(module, LoraLayer)]
@@ -148,14 +144,6 @@ class LowRankArithmetic:
             is_convolution = isinstance(layer.base_layer, torch.nn.Conv2d)
             layer.forward = group.convolution if is_convolution else group.linear
         self._hook = unet.register_forward_pre_hook(lambda _module, _inputs: self._spread())
-
-    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`flat` `[P]`, laid out as the buffer, in pieces with the weights' names and shapes."""
-        return {
-            name: flat[start : start + weight.numel()].view(weight.shape)
-            for name, weight in self.weights.items()
-            for start in (weight.storage_offset(),)
-        }
 
     @contextmanager
     def silent(self) -> Iterator[None]:
@@ -191,18 +179,12 @@ class LowRankArithmetic:
         second = [weight for group in self.groups for weight in group.second]
         self._sizes_a = [sum(w.numel() for w in group.first) for group in self.groups]
         self._sizes_b = [weight.numel() for weight in second]
-        buffer = torch.cat([w.detach().flatten().to(dtype) for w in (*first, *second)])
-        start = 0
-        for weight in (*first, *second):
-            weight.requires_grad = False
-            weight.data = buffer[start : start + weight.numel()].view(weight.shape)
-            start += weight.numel()
-        return torch.nn.Parameter(buffer)
+        return gather([*first, *second], dtype)
 
     def _spread(self) -> None:
         """Give each group its matrices, in the dtype that products are computed in."""
         dtype = self._product_dtype()
-        first, second = torch.split(self.buffer, [sum(self._sizes_a), sum(self._sizes_b)])
+        first, second = torch.split(self.flat, [sum(self._sizes_a), sum(self._sizes_b)])
         flat_a = torch.split(first.to(dtype), self._sizes_a)
         flat_b = iter(torch.split((second * self._scale).to(dtype), self._sizes_b))
         for group, flat in zip(self.groups, flat_a, strict=True):

@@ -44,12 +44,17 @@ class NoiseSchedule:
     def weights(
         self, prediction_type: str, timesteps: torch.Tensor, snr_gamma: float | None
     ) -> torch.Tensor | None:
-        """Min-SNR weights `[B]` (arXiv:2303.09556, §3.4); None for the plain loss."""
+        """Min-SNR weights `[B]` (arXiv:2303.09556, §3.4); None for the plain loss.
+
+        `min(SNR, γ) / SNR` for ε, which goes to 1 where a schedule ends in pure noise, and
+        `min(SNR, γ) / (SNR + 1)` for v.
+        """
         if snr_gamma is None:
             return None
         snr = self.snr[timesteps]
-        clamped = snr.clamp(max=snr_gamma)
-        return clamped / (snr if prediction_type == "epsilon" else snr + 1)
+        if prediction_type == "epsilon":
+            return (snr_gamma / snr).clamp(max=1)
+        return snr.clamp(max=snr_gamma) / (snr + 1)
 
     def _at(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.signal[timesteps][:, None, None, None], self.sigma[timesteps][

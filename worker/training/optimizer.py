@@ -1,5 +1,6 @@
-"""Accelerate, AdamW and the learning-rate schedule of one job."""
+"""Accelerate, the optimizer and the learning-rate schedule of one job."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers.optimization import get_scheduler
 
 from worker.contract.parameters import TrainingParameters
+from worker.training.adapter import TEXT_ENCODER
+from worker.training.adapter_weights import AdapterWeights, JoinedWeights
 from worker.training.device import Arithmetic
-from worker.training.low_rank import LowRankArithmetic
+from worker.training.library_optimizer import LibraryOptimizer, adafactor, adamw8bit, prodigy
 
 #: AdamW's state of one element of a weight; the number of steps is the same for all.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -34,7 +37,7 @@ class FlatAdamW(torch.optim.AdamW):
     depend on how the buffer is laid out.
     """
 
-    def __init__(self, adapter: LowRankArithmetic, parameters: TrainingParameters) -> None:
+    def __init__(self, adapter: AdapterWeights, parameters: TrainingParameters) -> None:
         buffer = adapter.buffer
         super().__init__(
             [buffer],
@@ -79,17 +82,55 @@ class FlatAdamW(torch.optim.AdamW):
                 view.copy_(saved[index][name])
         state["step"].copy_(saved[0]["step"])
 
+    def state_shapes(self) -> dict[int, dict[str, torch.Size]]:
+        """What `state_dict` gives: for each weight, moments of its shape and the steps done."""
+        return {
+            index: {"step": torch.Size(), **dict.fromkeys(_MOMENTS, weight.shape)}
+            for index, weight in enumerate(self._adapter.weights.values())
+        }
+
     def _fresh_state(self) -> dict[str, torch.Tensor]:
         buffer = self._adapter.buffer
         moments = {name: torch.zeros_like(buffer) for name in _MOMENTS}
         return {"step": torch.zeros((), device=buffer.device), **moments}
 
 
+#: What makes each optimizer of the contract.
+_OPTIMIZERS: dict[
+    str, Callable[[AdapterWeights, TrainingParameters], FlatAdamW | LibraryOptimizer]
+] = {"adamw": FlatAdamW, "adamw8bit": adamw8bit, "prodigy": prodigy, "adafactor": adafactor}
+
+
 def new_optimizer(
-    accelerator: Accelerator, adapter: LowRankArithmetic, parameters: TrainingParameters
+    accelerator: Accelerator, adapter: AdapterWeights, parameters: TrainingParameters
 ) -> Any:
-    """AdamW on the adapter, wrapped by Accelerate."""
-    return accelerator.prepare(FlatAdamW(adapter, parameters))
+    """The job's optimizer on the adapter, wrapped by Accelerate."""
+    optimizer = _OPTIMIZERS[parameters.optimizer](adapter, parameters)
+    rate = parameters.text_encoder_learning_rate
+    if isinstance(adapter, JoinedWeights) and rate is not None:
+        piece = adapter.buffer.detach()[adapter.places[TEXT_ENCODER]]
+        _move_at_another_rate(optimizer, piece, rate / parameters.learning_rate)
+    return accelerator.prepare(optimizer)
+
+
+def _move_at_another_rate(
+    optimizer: torch.optim.Optimizer, piece: torch.Tensor, factor: float
+) -> None:
+    """Have each step move `piece` of the buffer by `factor` times what the learning rate says.
+
+    What an optimizer adds to a weight is its learning rate times something, decay included; so this
+    is what another learning rate would do, with one set of kernels for all weights.
+    """
+    before: list[torch.Tensor] = []
+
+    def remember(*_: Any) -> None:
+        before[:] = [piece.clone()]
+
+    def move(*_: Any) -> None:
+        piece.copy_(torch.lerp(before.pop(), piece, factor))
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(move)
 
 
 class Schedule:
@@ -100,7 +141,10 @@ class Schedule:
     """
 
     def __init__(
-        self, optimizer: FlatAdamW, parameters: TrainingParameters, total_steps: int
+        self,
+        optimizer: FlatAdamW | LibraryOptimizer,
+        parameters: TrainingParameters,
+        total_steps: int,
     ) -> None:
         throw_away = torch.optim.SGD([torch.zeros(1)], lr=parameters.learning_rate)
         factor = get_scheduler(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepLaunch
-from worker.training.families.memory import PassKind, UnetMemory
+from worker.training.families.memory import UnetMemory
 
 #: Share of the free memory that is planned with.
 _USABLE = 0.9
@@ -126,24 +126,12 @@ def make_plan(
         may_checkpoint=parameters.gradient_checkpointing is not False,
         # A recording cannot hold the random state that checkpointing saves and puts back.
         recorded=worth and free_bytes > 0 and not checkpointing,
-        compiled=launch == "compile",
-        estimated_bytes=needed_bytes(parameters, memory, micro_batch, checkpointing)
+        # A compiler would take DoRA's weights, which are made anew at each pass, for constants.
+        compiled=launch == "compile" and not parameters.use_dora,
+        estimated_bytes=memory.training_bytes(parameters, micro_batch, checkpointing=checkpointing)
         if free_bytes
         else 0,
         free_bytes=free_bytes,
-    )
-
-
-def needed_bytes(
-    parameters: TrainingParameters, memory: UnetMemory, micro_batch: int, checkpointing: bool
-) -> int:
-    """GPU memory that training needs beside the base model's weights, bytes."""
-    dropout: PassKind = "dropout" if parameters.lora_dropout > 0 else "plain"
-    return memory.training_bytes(
-        parameters.resolution**2,
-        micro_batch,
-        "checkpointing" if checkpointing else dropout,
-        full_precision=parameters.mixed_precision == "no",
     )
 
 
@@ -161,7 +149,7 @@ def _fitting(
     for checkpointing in choices:
         micro_batch = batch
         while micro_batch:
-            needed = needed_bytes(parameters, memory, micro_batch, checkpointing)
+            needed = memory.training_bytes(parameters, micro_batch, checkpointing=checkpointing)
             if needed <= free_bytes * _USABLE:
                 return micro_batch, checkpointing
             micro_batch //= 2

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from worker.contract.pipe import CheckpointEvent, Event, LogEvent, StoppedEvent, TrainCommand
-from worker.training.adapter import add_adapter
+from worker.training.adapter import add_adapters
 from worker.training.base_model import LoadedBaseModel
 from worker.training.checkpoint import (
     CheckpointUnusable,
@@ -17,6 +17,7 @@ from worker.training.checkpoint import (
 )
 from worker.training.environment import environment
 from worker.training.evaluate import PASSES, base_loss, fixed_loss
+from worker.training.library_optimizer import package_version
 from worker.training.loop import StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.ranks import ALONE, Ranks
@@ -42,7 +43,8 @@ class Training:
         if plan.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
         accelerator = new_accelerator(model.arithmetic)
-        adapter = add_adapter(model.unet, rules, command.seed)
+        text_encoder = model.text_encoders[0].model if rules.train_text_encoder else None
+        adapter = add_adapters(model.unet, text_encoder, rules, command.seed)
         optimizer = new_optimizer(accelerator, adapter, rules)
         self.trainee = Trainee(
             unet=model.unet,
@@ -50,6 +52,7 @@ class Training:
             accelerator=accelerator,
             optimizer=optimizer,
             schedule=new_schedule(optimizer, rules, plan.total_steps),
+            text_encoder=text_encoder,
             losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
             ranks=ranks,
         )
@@ -60,7 +63,7 @@ class Training:
             tuple(image.caption for image in command.images),
             command.base_model.name,
         )
-        self._made_in = environment(model.arithmetic.device)
+        self._made_in = environment(model.arithmetic.device) | package_version(rules.optimizer)
         self._planned_steps = plan.total_steps
         self._steps_between_looks = steps_between(rules, plan, PASSES)
 

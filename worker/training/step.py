@@ -1,4 +1,4 @@
-"""One optimizer step: its micro-batches drawn, passed forward and backward, and AdamW."""
+"""One optimizer step: its micro-batches drawn, passed forward and backward, and the optimizer's."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from worker.contract.parameters import TrainingParameters
+from worker.training.adapter_weights import AdapterWeights
 from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
 from worker.training.conditioning import Conditions
-from worker.training.low_rank import LowRankArithmetic
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
@@ -33,12 +33,13 @@ class Trainee:
         rates: `[total_steps]` on the device, the learning rate of each step; NaN where none is yet.
         step: optimizer steps done, skipped ones included.
         validation: what was seen of it on fixed pictures.
+        text_encoder: where it is trained too; then captions are encoded at each step.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
     """
 
     unet: UNet2DConditionModel
-    adapter: LowRankArithmetic
+    adapter: AdapterWeights
     accelerator: Accelerator
     optimizer: Any
     schedule: Schedule
@@ -46,6 +47,7 @@ class Trainee:
     rates: torch.Tensor = field(init=False)
     step: int = 0
     validation: Validation = field(default_factory=Validation)
+    text_encoder: Any = None
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
 
@@ -154,7 +156,8 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor
         batch.timesteps,
     )
     noisy = lesson.schedule.add_noise(latents, noise, timesteps)
-    prediction = predict(trainee, noisy, timesteps, batch.conditions(data))
+    conditions = batch.conditions(data, trainee.text_encoder)
+    prediction = predict(trainee, noisy, timesteps, conditions)
     target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
     weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
     return sample_losses(prediction, target, weights)

@@ -6,7 +6,7 @@ import torch
 
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.pipe import CheckpointEvent, FinishedEvent, StageEvent, TrainCommand
-from worker.training.adapter import add_adapter
+from worker.training.adapter import add_adapters
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_base_model
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for
@@ -77,7 +77,7 @@ def build(
     lesson = Lesson(
         dataset=dataset,
         schedule=model.schedule,
-        prediction_type=model.prediction_type,
+        prediction_type=rules.prediction_type or model.prediction_type,
         parameters=rules,
         plan=plan,
         seed=order.seed,
@@ -85,7 +85,8 @@ def build(
     if plan.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     accelerator = new_accelerator(model.arithmetic)
-    adapter = add_adapter(model.unet, rules, order.seed)
+    text_encoder = model.text_encoders[0].model if rules.train_text_encoder else None
+    adapter = add_adapters(model.unet, text_encoder, rules, order.seed)
     optimizer = new_optimizer(accelerator, adapter, rules)
     trainee = Trainee(
         unet=model.unet.train(),
@@ -93,6 +94,7 @@ def build(
         accelerator=accelerator,
         optimizer=optimizer,
         schedule=new_schedule(optimizer, rules, plan.total_steps),
+        text_encoder=text_encoder,
         losses=torch.full((plan.total_steps,), torch.nan),
     )
     return model, trainee, lesson

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 from torch.nn import functional
 
@@ -47,6 +48,10 @@ def reference_step(
     scheduler,
     ddpm,
     backward=torch.Tensor.backward,
+    *,
+    noise_offset=0.0,
+    snr_gamma=None,
+    prediction_type="epsilon",
 ) -> torch.Tensor:
     """One step on `pixels` `[B, 3, R, R]` with random numbers and what else the UNet is told."""
     device = pixels.device
@@ -54,12 +59,20 @@ def reference_step(
     epsilon = torch.stack([draw.latent for draw in draws]).to(posterior.mean)
     latents = (posterior.mean + posterior.std * epsilon) * model.vae.config.scaling_factor
     noise = torch.stack([draw.noise for draw in draws]).to(latents)
+    noise += noise_offset * torch.stack([draw.offset for draw in draws]).to(latents)
     timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
     noisy = ddpm.add_noise(latents, noise, timesteps)
-    velocity = ddpm.config.prediction_type == "v_prediction"
+    velocity = prediction_type == "v_prediction"
     target = ddpm.get_velocity(latents, noise, timesteps) if velocity else noise
     prediction = unet(noisy, timesteps, return_dict=False, **told)[0]
-    loss = functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+    if snr_gamma is None:
+        loss = functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+    else:
+        snr = compute_snr(ddpm, timesteps)
+        weights = torch.stack([snr, snr_gamma * torch.ones_like(timesteps)], dim=1).min(dim=1)[0]
+        weights = weights / (snr + 1 if velocity else snr)
+        losses = functional.mse_loss(prediction.float(), target.float(), reduction="none")
+        loss = (losses.mean(dim=list(range(1, len(losses.shape)))) * weights).mean()
     backward(loss)
     optimizer.step()
     scheduler.step()

@@ -167,11 +167,25 @@ def test_the_base_stays_warm_for_every_job_that_uses_the_same_weights(tiny_base_
     assert loads.call_count == 2
 
 
-@pytest.mark.parametrize("target", ["to_nowhere", "attn1", "norm1", "to_out", "token"])
-def test_a_target_that_cannot_have_an_adapter_is_refused_by_name(tiny_base_model, target):
+@pytest.mark.parametrize(
+    ("target", "nearest"),
+    [
+        ("to_nowhere", "to_q"),
+        ("to_out", "to_out.0"),
+        ("token", "to_k"),
+        ("ff.net.0.porj", "ff.net.0.proj"),
+        ("projin", "proj_in"),
+        ("attn1", "attn1.to_v"),
+        ("norm1", "to_q"),
+    ],
+)
+def test_a_target_that_cannot_have_an_adapter_is_refused_with_the_nearest_that_can(
+    tiny_base_model, target, nearest
+):
     unet = load(tiny_base_model).unet
     rules = TrainingParameters(target_modules=["to_q", target])
     with pytest.raises(JobError, match=f"target_modules: {target} names no layer") as caught:
         add_adapter(unet, rules, seed=1)
     assert caught.value.code is ErrorCode.INVALID_JOB
+    assert caught.value.message.endswith(f"names such as {nearest}.")
     assert not any("lora" in name for name, _ in unet.named_modules())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from tests.unit.training.builders import CPU, build, command
 from worker.contract.errors import ErrorCode, JobError
@@ -44,6 +45,26 @@ def test_min_snr_weights_are_those_of_the_paper():
     assert schedule.weights("v_prediction", steps, 5.0).tolist() == pytest.approx(
         [0.5, 0.5, (1 / 9) / (10 / 9)]
     )
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [0.5, 5.0, 20.0])
+def test_min_snr_weights_are_those_of_diffusers_script_at_every_timestep(
+    ddpm, prediction_type, gamma
+):
+    steps = torch.arange(1000)
+    snr = compute_snr(ddpm, steps)
+    script = torch.stack([snr, gamma * torch.ones_like(steps)], dim=1).min(dim=1)[0]
+    script = script / (snr if prediction_type == "epsilon" else snr + 1)
+    ours = NoiseSchedule(ddpm.alphas_cumprod, CPU).weights(prediction_type, steps, gamma)
+    assert torch.allclose(ours, script, rtol=1e-4)
+    assert script.min() < 0.9 * script.max()
+
+
+@pytest.mark.parametrize(("prediction_type", "last"), [("epsilon", 1.0), ("v_prediction", 0.0)])
+def test_min_snr_weights_are_finite_where_a_schedule_ends_in_pure_noise(prediction_type, last):
+    schedule = NoiseSchedule(torch.tensor([0.9, 0.5, 0.0]), CPU)
+    assert schedule.weights(prediction_type, torch.tensor([2]), 5.0).tolist() == [last]
 
 
 def test_the_loss_of_a_sample_is_its_mean_squared_error():

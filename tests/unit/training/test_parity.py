@@ -74,7 +74,12 @@ def reference(order, *, double=False):
         chosen = [pictures[sample.picture] for sample in batch]
         pixels = torch.stack([pixels for _, pixels in chosen])
         told = told_by_the_script(model, [picture for picture, _ in chosen], rules.resolution)
-        reference_step(model, unet, pixels, told, draws, optimizer, scheduler, ddpm)
+        reference_step(
+            *(model, unet, pixels, told, draws, optimizer, scheduler, ddpm),
+            noise_offset=rules.noise_offset,
+            snr_gamma=rules.snr_gamma,
+            prediction_type=lesson.prediction_type,
+        )
     return {name: weight.detach() for name, weight in weights.items()}
 
 
@@ -105,6 +110,29 @@ def test_five_steps_give_the_weights_of_diffusers_script(
     assert largest_difference(start, trained) > 1e-3
     difference = largest_difference(trained, reference(order))
     assert difference < 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("rules", [{"snr_gamma": 0.05}, {"noise_offset": 0.1}])
+def test_min_snr_and_noise_offset_give_the_weights_of_diffusers_script(
+    tiny_base_model, pictures, tmp_path, prediction_type, rules
+):
+    order, plain = (
+        command(
+            tiny_base_model,
+            pictures[:4],
+            tmp_path,
+            **RULES,
+            **more,
+            train_batch_size=2,
+            adam_epsilon=1e-4,
+            prediction_type=prediction_type,
+        )
+        for more in (rules, {})
+    )
+    expected = reference(order)
+    assert largest_difference(ours(order)[1], expected) < 1e-6
+    assert largest_difference(ours(plain)[1], expected) > 1e-5
 
 
 def test_parity_would_notice_a_scaling_factor_applied_twice(

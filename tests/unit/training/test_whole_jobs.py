@@ -93,6 +93,28 @@ def test_a_job_stopped_at_any_step_ends_bit_identical(
         assert again.loss == whole.loss
 
 
+@pytest.mark.parametrize(
+    "targets",
+    ["attn-mlp", ["proj_in", "proj_out", "ff.net.2"], ["conv1", "conv_shortcut", "time_emb_proj"]],
+)
+def test_layers_outside_the_attention_train_resume_and_reload_from_both_files(
+    tiny_base_model, pictures, tmp_path, targets
+):
+    shelf, rules = BaseModelShelf(), {**INTRICATE, "target_modules": targets, "rank": 4}
+    whole, _ = run(command(tiny_base_model, pictures, tmp_path / "whole", **rules), shelf)
+    _, events = run(
+        command(tiny_base_model, pictures, tmp_path / "stopped", **rules), shelf, stop_after=3
+    )
+    left = last_checkpoint(events)
+    again, _ = run(
+        command(tiny_base_model, pictures, tmp_path / "on", resume_from=left, **rules), shelf
+    )
+    assert again.metadata["resumed_at_step"] == 3
+    assert again.metadata["resumed_exactly"]
+    assert len(digests(whole)) == 2
+    assert digests(again) == digests(whole)
+
+
 def test_a_checkpoint_of_another_job_is_not_used_and_that_is_said(
     tiny_base_model, pictures, tmp_path
 ):

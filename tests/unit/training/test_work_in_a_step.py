@@ -5,8 +5,12 @@ Counted on the `meta` device, so that they repeat to the last unit on any machin
 
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.counted import encoder_work, step_work
+from benchmarks.counted import _as_on_a_gpu, _saved, encoder_work, step_work
+from worker.contract.parameters import TrainingParameters
+from worker.demo.tiny_families import random_family_unet
+from worker.training.adapter import add_adapter, add_text_adapter
 from worker.training.families.known import FAMILIES
 
 GIB = 2**30
@@ -53,14 +57,75 @@ def test_the_plan_expects_what_the_forward_pass_keeps(family, resolution, kind, 
         checkpointing=kind == "checkpointing",
         dtype=dtype,
     )
-    planned = FAMILIES[family].memory.saved_bytes(
-        resolution**2, kind, full_precision=dtype == torch.float32
+    rules = TrainingParameters(
+        resolution=resolution,
+        lora_dropout=0.1 if kind == "dropout" else 0,
+        mixed_precision="no" if dtype == torch.float32 else "bf16",
     )
+    planned = FAMILIES[family].memory.saved_bytes(rules, checkpointing=kind == "checkpointing")
     assert kept.saved_gib * GIB == pytest.approx(planned, rel=0.15, abs=0.03 * GIB)
     assert kept.saved_gib * GIB < 1.02 * planned
 
 
 def test_dropout_beside_checkpointing_is_recomputed_too():
     both = step_work(dropout=0.1, checkpointing=True).saved_gib * GIB
-    planned = FAMILIES["sd1"].memory.saved_bytes(512**2, "checkpointing", full_precision=False)
+    rules = TrainingParameters(lora_dropout=0.1)
+    planned = FAMILIES["sd1"].memory.saved_bytes(rules, checkpointing=True)
     assert both == pytest.approx(planned, rel=0.15)
+
+
+@pytest.mark.parametrize("dropout", [0, 0.1])
+@pytest.mark.parametrize(
+    ("family", "chosen"),
+    [
+        ("sd1", {"target_modules": "attn-mlp"}),
+        ("sd1", {"use_dora": True}),
+        ("sd1", {"target_modules": "attn-mlp", "use_dora": True}),
+        ("sd2", {"target_modules": "attn-mlp", "use_dora": True}),
+        ("sdxl", {"use_dora": True}),
+    ],
+)
+def test_the_plan_expects_what_other_kinds_of_adapter_keep(family, chosen, dropout):
+    kept = step_work(family=family, resolution=256, dropout=dropout, **chosen)
+    rules = TrainingParameters(resolution=256, lora_dropout=dropout, **chosen)
+    memory = FAMILIES[family].memory
+    planned = memory.saved_bytes(rules, checkpointing=False)
+    planned += memory.saved_of_weights_bytes(rules, checkpointing=False)
+    assert kept.saved_gib * GIB == pytest.approx(planned, rel=0.05, abs=0.03 * GIB)
+    assert kept.saved_gib * GIB < 1.02 * planned
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", ["attn", "attn-mlp"])
+@pytest.mark.parametrize("rank", [4, 64])
+def test_the_plan_expects_the_weights_that_the_adapter_has(family, targets, rank):
+    rules = TrainingParameters(target_modules=targets, rank=rank)
+    with torch.device("meta"):
+        unet = random_family_unet(family, "full").requires_grad_(requires_grad=False)
+        weights = add_adapter(unet, rules, seed=1).buffer.numel()
+    # AdamW: weight, gradient, its copy for a recorded step, and two moments.
+    assert FAMILIES[family].memory.adapter_bytes(rules) == weights * 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("sd1", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),
+        ("sd2", {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16}),
+    ],
+)
+def test_the_plan_expects_what_a_trained_text_encoder_takes(family, sizes):
+    hidden = sizes["hidden_size"]
+    with torch.device("meta"):
+        encoder = CLIPTextModel(CLIPTextConfig(intermediate_size=4 * hidden, **sizes))
+        encoder.requires_grad_(requires_grad=False)
+        weights = add_text_adapter(encoder, TrainingParameters(rank=1), seed=1).buffer.numel()
+        saved = {}
+        with _as_on_a_gpu(), _saved(encoder, saved):
+            encoder(torch.zeros(1, 77, dtype=torch.int64))
+    plain, trained = TrainingParameters(rank=1), TrainingParameters(rank=1, train_text_encoder=True)
+    memory = FAMILIES[family].memory
+    assert memory.adapter_bytes(trained) - memory.adapter_bytes(plain) == weights * 5 * 4
+    added = memory.training_bytes(trained, 1, checkpointing=False)
+    added -= memory.training_bytes(plain, 1, checkpointing=False)
+    assert sum(saved.values()) + weights * 5 * 4 == pytest.approx(added, rel=0.03)

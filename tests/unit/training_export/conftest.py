@@ -33,17 +33,26 @@ def trained_unet(fresh_unet: UnetMaker) -> UnetMaker:
         targets: tuple[str, ...] = TARGET_PRESETS["attn"],
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        dora: bool = False,
     ) -> UNet2DConditionModel:
         unet = fresh_unet(dtype)
         unet.requires_grad_(False)
         unet.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.1)
+            LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                target_modules=list(targets),
+                lora_dropout=0.1,
+                use_dora=dora,
+            )
         )
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in unet.named_parameters():
             if "lora_" in name:
                 values = torch.randn(parameter.shape, generator=generator) * 0.2
-                parameter.data = values
+                # A magnitude stays near the norm that it began as.
+                is_magnitude = "magnitude" in name
+                parameter.data = parameter.float() + values if is_magnitude else values
         return unet.train()
 
     return make

@@ -9,7 +9,7 @@ from transformers import CLIPTextModel
 
 from worker.contract.base_model import Family as FamilyName
 from worker.training.families.family import Prompt, Shown, TextEncoder, TextPart
-from worker.training.families.memory import UnetMemory
+from worker.training.families.memory import TextMemory, UnetMemory
 
 
 class StableDiffusion1:
@@ -19,10 +19,21 @@ class StableDiffusion1:
     pipeline: Any = StableDiffusionPipeline
     text_parts: tuple[TextPart, ...] = (TextPart("tokenizer", "text_encoder", CLIPTextModel),)
     memory = UnetMemory(
-        fixed=1.06,
+        workspace=1.0,
+        weights_a_rank={"attn": 199_296, "attn-mlp": 374_016},
         saved=0.01,
-        saved_at_512={"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14},
+        saved_at_512={
+            "attn": {"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14},
+            "attn-mlp": {"plain": 0.87, "dropout": 1.07, "checkpointing": 0.14},
+            "dora": {"plain": 1.36, "dropout": 1.55, "checkpointing": 0.14},
+            "dora-mlp": {"plain": 2.16, "dropout": 2.60, "checkpointing": 0.14},
+        },
+        saved_of_weights={
+            "dora": {"plain": 0.38, "dropout": 0.66},
+            "dora-mlp": {"plain": 1.17, "dropout": 2.01},
+        },
         backward_at_512=0.10,
+        text=TextMemory(weights_a_rank=73_728, saved=0.04),
     )
     reads_unet_config = False
 

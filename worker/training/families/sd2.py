@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.contract.base_model import Family as FamilyName
-from worker.training.families.memory import UnetMemory
+from worker.training.families.memory import TextMemory, UnetMemory
 from worker.training.families.sd1 import StableDiffusion1
 
 
@@ -17,10 +17,21 @@ class StableDiffusion2(StableDiffusion1):
 
     name: FamilyName = "sd2"
     memory = UnetMemory(
-        fixed=1.06,
+        workspace=1.0,
+        weights_a_rank={"attn": 207_488, "attn-mlp": 382_208},
         saved=0.01,
-        saved_at_512={"plain": 0.705, "dropout": 0.86, "checkpointing": 0.10},
+        saved_at_512={
+            "attn": {"plain": 0.705, "dropout": 0.86, "checkpointing": 0.10},
+            "attn-mlp": {"plain": 0.82, "dropout": 1.03, "checkpointing": 0.10},
+            "dora": {"plain": 1.31, "dropout": 1.50, "checkpointing": 0.10},
+            "dora-mlp": {"plain": 2.11, "dropout": 2.55, "checkpointing": 0.10},
+        },
+        saved_of_weights={
+            "dora": {"plain": 0.43, "dropout": 0.71},
+            "dora-mlp": {"plain": 1.22, "dropout": 2.06},
+        },
         backward_at_512=0.10,
+        text=TextMemory(weights_a_rank=188_416, saved=0.075),
     )
 
     def owns(self, unet_config: Mapping[str, Any]) -> bool:

@@ -26,9 +26,20 @@ class StableDiffusionXL:
         TextPart("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection),
     )
     memory = UnetMemory(
-        fixed=1.4,
+        workspace=1.0,
+        weights_a_rank={"attn": 1_451_520, "attn-mlp": 2_616_320},
         saved=0.02,
-        saved_at_512={"plain": 1.335, "dropout": 1.715, "checkpointing": 0.108},
+        saved_at_512={
+            "attn": {"plain": 1.335, "dropout": 1.715, "checkpointing": 0.108},
+            "attn-mlp": {"plain": 1.56, "dropout": 2.03, "checkpointing": 0.108},
+            "dora": {"plain": 2.68, "dropout": 3.12, "checkpointing": 0.108},
+            "dora-mlp": {"plain": 4.10, "dropout": 5.00, "checkpointing": 0.108},
+        },
+        saved_of_weights={
+            "attn-mlp": {"plain": 0.08, "dropout": 0.12},
+            "dora": {"plain": 4.70, "dropout": 7.01},
+            "dora-mlp": {"plain": 11.2, "dropout": 18.2},
+        },
         backward_at_512=0.10,
     )
     reads_unet_config = True

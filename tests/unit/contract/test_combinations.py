@@ -1,0 +1,100 @@
+"""Options that cannot work with one another are refused by name, all of them at once."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
+from worker.contract.errors import InvalidJob
+from worker.contract.job import parse_message
+from worker.contract.parameters import NOT_OFFERED, TrainingParameters
+
+
+def refused(**parameters):
+    message = {"style_id": 1, "image_urls": ["s3://b/a.jpg"], "parameters": parameters}
+    with pytest.raises(InvalidJob) as caught:
+        parse_message(json.dumps(message).encode())
+    return dict(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field", "says"),
+    [
+        (
+            {"learning_rate": 1.0},
+            "learning_rate",
+            "or equal to 0.01 with optimizer adamw",
+        ),
+        ({"learning_rate": 0.1, "optimizer": "adafactor"}, "learning_rate", "optimizer adafactor"),
+        ({"learning_rate": 1e-4, "optimizer": "prodigy"}, "learning_rate", "send 1.0, or none"),
+        ({"adam_beta1": 0.8, "optimizer": "adafactor"}, "adam_beta1", "not an option of optimizer"),
+        ({"adam_beta2": 0.9, "optimizer": "adafactor"}, "adam_beta2", "or 0.999"),
+        ({"adam_epsilon": 1e-6, "optimizer": "adafactor"}, "adam_epsilon", "or 1e-08"),
+        ({"text_encoder_learning_rate": 1e-5}, "text_encoder_learning_rate", "has no effect"),
+        (
+            {
+                "text_encoder_learning_rate": 1e-5,
+                "train_text_encoder": True,
+                "optimizer": "prodigy",
+            },
+            "text_encoder_learning_rate",
+            "one rate for all",
+        ),
+        ({"use_dora": True, "train_text_encoder": True}, "use_dora", "send one of them"),
+        ({"lr_warmup_steps": 5}, "lr_warmup_steps", "send lr_scheduler constant_with_warmup"),
+    ],
+)
+def test_what_cannot_work_together_is_named_with_what_to_send(parameters, field, says):
+    found = refused(**parameters)
+    assert list(found) == [f"parameters.{field}"]
+    assert says in found[f"parameters.{field}"]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"learning_rate": 1e-2},
+        {"optimizer": "prodigy"},
+        {"optimizer": "prodigy", "learning_rate": 0.5, "adam_beta2": 0.99},
+        {"optimizer": "adafactor", "adam_weight_decay": 0.1},
+        {"optimizer": "adamw8bit", "adam_beta1": 0.8},
+        {"train_text_encoder": True, "text_encoder_learning_rate": 1e-5},
+        {"train_text_encoder": True, "optimizer": "prodigy"},
+        {"use_dora": True, "optimizer": "adafactor", "lora_dropout": 0.5},
+        {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 5},
+        {"lr_scheduler": "cosine", "lr_warmup_steps": 5},
+    ],
+)
+def test_what_can_work_together_is_accepted(parameters):
+    rules = TrainingParameters(**parameters)
+    assert conflicts(dict(rules)) == []
+
+
+def test_every_conflict_is_named_at_once():
+    found = refused(optimizer="adafactor", adam_beta1=0.5, learning_rate=1, lr_warmup_steps=1)
+    assert set(found) == {
+        "parameters.adam_beta1",
+        "parameters.learning_rate",
+        "parameters.lr_warmup_steps",
+    }
+
+
+@pytest.mark.parametrize("optimizer", DEFAULT_LEARNING_RATE)
+def test_each_optimizer_has_a_default_rate_that_survives_the_pipe(optimizer):
+    rules = TrainingParameters(optimizer=optimizer)
+    assert rules.learning_rate == DEFAULT_LEARNING_RATE[optimizer]
+    assert TrainingParameters.model_validate_json(rules.model_dump_json()) == rules
+
+
+def test_a_broken_field_is_named_by_itself():
+    with pytest.raises(ValidationError) as caught:
+        TrainingParameters(rank=0, optimizer="prodigy", learning_rate=1e-4)
+    assert [error["loc"] for error in caught.value.errors()] == [("rank",)]
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_what_other_trainers_have_and_this_one_has_not_is_refused_by_name(name):
+    assert "is not offered" in refused(**{name: True})[f"parameters.{name}"]
+    assert name not in TrainingParameters.model_fields

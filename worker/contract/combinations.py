@@ -1,0 +1,108 @@
+"""Which options cannot work with one another? Each is named, with what to send instead.
+
+A value alone is judged where it is declared; here two are judged together. What would have no
+effect beside another is refused as well: it was sent for some reason.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from worker.contract.base_model import Family
+
+#: Default peak learning rate of each optimizer: Prodigy finds the rate and takes this as a factor.
+DEFAULT_LEARNING_RATE = {"adamw": 1e-4, "adamw8bit": 1e-4, "prodigy": 1.0, "adafactor": 1e-4}
+
+#: Largest learning rate of an optimizer that takes it as one.
+_MAX_LEARNING_RATE = 1e-2
+
+#: Smallest factor that Prodigy can make something of.
+_MIN_PRODIGY_FACTOR = 0.1
+
+#: Options that only some optimizers have, with their defaults.
+_OF_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+
+#: A parameter and what is wrong with it beside another.
+Conflict = tuple[str, str]
+
+
+def conflicts(values: Mapping[str, Any]) -> list[Conflict]:
+    """What cannot work together in `values`, every parameter after defaults; empty if all can."""
+    return [conflict for rule in _RULES for conflict in rule(values)]
+
+
+def _learning_rate(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    optimizer, rate = values["optimizer"], values["learning_rate"]
+    if optimizer == "prodigy":
+        if rate < _MIN_PRODIGY_FACTOR:
+            yield (
+                "learning_rate",
+                f"is {rate:g}, but optimizer prodigy finds the rate itself and multiplies it by "
+                "this; send 1.0, or none",
+            )
+    elif rate > _MAX_LEARNING_RATE:
+        yield (
+            "learning_rate",
+            f"should be less than or equal to {_MAX_LEARNING_RATE:g} with optimizer {optimizer}, "
+            f"found {rate:g}",
+        )
+
+
+def _adam(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["optimizer"] == "adafactor":
+        for name, default in _OF_ADAM.items():
+            if values[name] != default:
+                yield name, f"is not an option of optimizer adafactor; send none, or {default:g}"
+
+
+def _warm_up(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["lr_scheduler"] == "constant" and values["lr_warmup_steps"]:
+        yield (
+            "lr_warmup_steps",
+            "has no effect with lr_scheduler constant; send lr_scheduler constant_with_warmup",
+        )
+
+
+def _dora(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["use_dora"] and values["train_text_encoder"]:
+        yield (
+            "use_dora",
+            "cannot be with train_text_encoder: pipelines do not load a text encoder's norms; "
+            "send one of them",
+        )
+
+
+def _text_encoder(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["text_encoder_learning_rate"] is None:
+        return
+    if not values["train_text_encoder"]:
+        yield (
+            "text_encoder_learning_rate",
+            "has no effect without train_text_encoder; send train_text_encoder true, or no rate",
+        )
+    elif values["optimizer"] == "prodigy":
+        yield (
+            "text_encoder_learning_rate",
+            "cannot be with optimizer prodigy, which finds one rate for all; send none",
+        )
+
+
+def base_model_conflicts(values: Mapping[str, Any], family: Family) -> list[Conflict]:
+    """What of `values`, as for `conflicts`, cannot be with a base model of this family."""
+    if values["train_text_encoder"] and family == "sdxl":
+        return [
+            (
+                "train_text_encoder",
+                "cannot be with this base model, which has two text encoders; send false, or "
+                "a base_model of Stable Diffusion 1.x or 2.x",
+            )
+        ]
+    return []
+
+
+_RULES: tuple[Callable[[Mapping[str, Any]], Iterable[Conflict]], ...] = (
+    _learning_rate,
+    _adam,
+    _warm_up,
+    _dora,
+    _text_encoder,
+)
