@@ -117,7 +117,7 @@ def test_a_job_without_a_resolution_is_trained_at_that_of_its_base_model(
 ):
     base = BaseModelEntry(name="tiny", location="x", family=family)
     slot = FinishingSlot(tmp_path)
-    stages.run(replace(claimed(store, tmp_path), base_model=base), slot)
+    stages.train(replace(claimed(store, tmp_path), base_model=base), slot)
     assert slot.command.parameters.resolution == side
     assert slot.command.base_model.family == family
 
@@ -170,7 +170,7 @@ def test_each_picture_comes_with_its_caption_and_where_that_is_from(stages, stor
     }
     job = replace(claimed(store, tmp_path), job=parse_message(json.dumps(message).encode()).job)
     slot = FinishingSlot(tmp_path)
-    stages.run(job, slot)
+    stages.train(job, slot)
     assert [(image.caption, image.caption_source) for image in slot.command.images] == [
         ("sent with zkw", "message"),
         ("zkw from a file", "file"),

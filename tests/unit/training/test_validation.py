@@ -14,6 +14,7 @@ from worker.contract.pipe import StepEvent
 from worker.demo.pictures import draw_pictures
 from worker.training import evaluate, resumable
 from worker.training.evaluate import PASSES, fixed_loss, looked_at
+from worker.training.families.sd1 import StableDiffusion1
 from worker.training.plan import make_plan
 from worker.training.step import Lesson
 from worker.training.validation import PASS_COST, Validation, in_words, steps_between, thinned
@@ -122,7 +123,7 @@ def test_patience_counts_the_looks_since_the_lowest_loss():
 )
 def test_looks_come_at_a_tenth_of_the_job_or_as_often_as_three_percent_allow(rules, steps):
     parameters = TrainingParameters(**rules)
-    plan = make_plan(parameters, 20, free_bytes=0)
+    plan = make_plan(parameters, 20, memory=StableDiffusion1.memory, free_bytes=0)
     assert steps_between(parameters, plan, PASSES) == steps
 
 
@@ -223,7 +224,8 @@ def test_the_best_adapter_is_the_result_and_the_last_lies_beside_it(
     assert "the adapter of step 4 is the result" in said["says"]
     assert {BEST, LAST} < {file.name for file in ended.files}
     assert sorted(path.name for path in Path(order.output_dir).iterdir() if path.is_dir()) == [
-        "thumbnails"
+        "previews",
+        "thumbnails",
     ]
 
     # A job of four steps has the very weights of the best, and one of six without a look the last.
