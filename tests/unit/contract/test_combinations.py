@@ -1,14 +1,16 @@
 """Options that cannot work with one another are refused by name, all of them at once."""
 
 import json
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
+from worker.contract.base_model import BaseModelEntry, Family
 from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 from worker.contract.errors import InvalidJob
 from worker.contract.job import parse_message
-from worker.contract.parameters import NOT_OFFERED, TrainingParameters
+from worker.contract.parameters import NOT_OFFERED, TrainingParameters, chosen_base_model
 
 
 def refused(**parameters):
@@ -98,3 +100,26 @@ def test_a_broken_field_is_named_by_itself():
 def test_what_other_trainers_have_and_this_one_has_not_is_refused_by_name(name):
     assert "is not offered" in refused(**{name: True})[f"parameters.{name}"]
     assert name not in TrainingParameters.model_fields
+
+
+CATALOGUE = {
+    family: BaseModelEntry(name=family, location="x", family=family) for family in get_args(Family)
+}
+
+
+def test_a_base_model_with_two_text_encoders_refuses_to_train_them():
+    rules = TrainingParameters(train_text_encoder=True, base_model="sdxl")
+    with pytest.raises(InvalidJob, match=r"parameters\.train_text_encoder: cannot be with this"):
+        chosen_base_model(rules, CATALOGUE, "sd1")
+    assert chosen_base_model(TrainingParameters(use_dora=True), CATALOGUE, "sdxl").name == "sdxl"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_a_base_model_with_one_text_encoder_can_train_it(family):
+    rules = TrainingParameters(train_text_encoder=True)
+    assert chosen_base_model(rules, CATALOGUE, family) == CATALOGUE[family]
+
+
+def test_a_base_model_that_is_not_in_the_catalogue_is_refused_with_those_that_are():
+    with pytest.raises(InvalidJob, match="it has sd1, sd2, sdxl"):
+        chosen_base_model(TrainingParameters(base_model="sd3"), CATALOGUE, "sd1")
