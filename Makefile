@@ -34,7 +34,7 @@ demo: setup ## The main job on this machine: a message becomes an adapter and a 
 	$(BIN)/lora-worker demo
 
 test: setup test-tools ## Every test, on a real broker, a real store, real receivers and a real browser.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: setup ## Every fault at every point of a job, then the journals; BROKER=URL for another broker.
 	$(BIN)/python -m tests.faults $(if $(BROKER),--broker $(BROKER)) $(CASES)
