@@ -195,7 +195,7 @@ def test_an_optimizer_whose_package_is_not_there_is_refused_by_name_before_any_w
         return found(name, *args)
 
     mocker.patch("worker.training.library_optimizer.importlib.import_module", without)
-    encode = mocker.patch("worker.training.job.encode")
+    encode = mocker.patch("worker.training.job.gather")
     with pytest.raises(JobError, match=f"parameters.optimizer: {optimizer} needs") as caught:
         run(command(tiny_base_model, pictures, tmp_path, optimizer=optimizer))
     assert caught.value.code is ErrorCode.INVALID_JOB
