@@ -14,6 +14,7 @@ from worker.contract.pipe import StepEvent
 from worker.demo.pictures import draw_pictures
 from worker.training import evaluate, resumable
 from worker.training.evaluate import PASSES, fixed_loss, looked_at
+from worker.training.families.known import FAMILIES
 from worker.training.plan import make_plan
 from worker.training.step import Lesson
 from worker.training.validation import PASS_COST, Validation, in_words, steps_between, thinned
@@ -122,7 +123,7 @@ def test_patience_counts_the_looks_since_the_lowest_loss():
 )
 def test_looks_come_at_a_tenth_of_the_job_or_as_often_as_three_percent_allow(rules, steps):
     parameters = TrainingParameters(**rules)
-    plan = make_plan(parameters, 20, free_bytes=0)
+    plan = make_plan(parameters, 20, memory=FAMILIES["sd1"].memory, free_bytes=0)
     assert steps_between(parameters, plan, PASSES) == steps
 
 
