@@ -76,11 +76,20 @@ def losses(ended):
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"train_text_encoder": True, "optimizer": "adafactor"},
+        {"use_dora": True, "adam_epsilon": 1e-4},
+    ],
+)
 def test_two_processes_give_the_losses_and_the_weights_of_one_with_a_batch_of_two(
-    slot, tiny_base_model, pictures, tmp_path
+    slot, tiny_base_model, pictures, tmp_path, more
 ):
-    two, _ = train(slot, command(tiny_base_model, pictures, tmp_path / "two", **RULES))
-    one, _ = run(command(tiny_base_model, pictures, tmp_path / "one", **RULES))
+    rules = RULES | more
+    two, _ = train(slot, command(tiny_base_model, pictures, tmp_path / "two", **rules))
+    one, _ = run(command(tiny_base_model, pictures, tmp_path / "one", **rules))
     assert isinstance(two, FinishedEvent)
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
     assert largest_difference(adapter(two), adapter(one)) < 1e-6

@@ -110,14 +110,16 @@ def test_the_plan_expects_the_weights_that_the_adapter_has(family, targets, rank
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [
-        ("sd1", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),
-        ("sd2", {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16}),
+        ("sd1", {"num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}),
+        ("sd2", {"num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}),
     ],
 )
 def test_the_plan_expects_what_a_trained_text_encoder_takes(family, sizes):
-    hidden = sizes["hidden_size"]
+    hidden = 64 * sizes["num_attention_heads"]
     with torch.device("meta"):
-        encoder = CLIPTextModel(CLIPTextConfig(intermediate_size=4 * hidden, **sizes))
+        encoder = CLIPTextModel(
+            CLIPTextConfig(hidden_size=hidden, intermediate_size=4 * hidden, **sizes)
+        )
         encoder.requires_grad_(requires_grad=False)
         weights = add_text_adapter(encoder, TrainingParameters(rank=1), seed=1).buffer.numel()
         saved = {}
