@@ -179,14 +179,14 @@ class Site:
         return next(e for e in self.journal(job_id) if e.event != "progress")
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
-        """All objects of the results bucket below `prefix`."""
-        client = self.client
+        """All objects of the results bucket below `prefix`; a worker may delete some meanwhile."""
+        client, found = self.client, {}
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.results, Prefix=prefix)
-        return {
-            item["Key"]: client.get_object(Bucket=self.results, Key=item["Key"])["Body"].read()
-            for page in pages
-            for item in page.get("Contents", [])
-        }
+        for item in (item for page in pages for item in page.get("Contents", [])):
+            with contextlib.suppress(client.exceptions.NoSuchKey):
+                answer = client.get_object(Bucket=self.results, Key=item["Key"])
+                found[item["Key"]] = answer["Body"].read()
+        return found
 
 
 class LiveWorker:

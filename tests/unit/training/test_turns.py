@@ -7,6 +7,7 @@ import pytest
 
 from worker.contract.parameters import TrainingParameters, held_out_count
 from worker.training.captions import MOST_ORDERS, caption_orders, orders_each
+from worker.training.families.sd1 import StableDiffusion1
 from worker.training.plan import make_plan
 from worker.training.sampler import Sample, epoch_batches, held_out, step_samples, turn
 
@@ -28,6 +29,7 @@ def test_with_buckets_the_plan_knows_the_exact_number_of_steps(rules, steps):
     plan = make_plan(
         TrainingParameters(num_train_epochs=3, **rules),
         11,
+        memory=StableDiffusion1.memory,
         free_bytes=0,
         buckets=[len(bucket) for bucket in BUCKETS],
     )
