@@ -56,7 +56,7 @@ def gather(command: TrainCommand, model: LoadedBaseModel, images: Iterable[Image
     rules = command.parameters
     framing = framing_of(rules, command.seed)
     thumbnails = Path(command.output_dir) / THUMBNAILS
-    thumbnails.mkdir(exist_ok=True)
+    thumbnails.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(images, framing, rules.on_bad_image, thumbnails=thumbnails)
     dataset = encode(
         model,
