@@ -33,6 +33,13 @@ endif
 demo: setup ## The main job on this machine: a message becomes an adapter and a webhook.
 	$(BIN)/lora-worker demo
 
+# Headless browser for the pages; Prometheus to check its rules and to scrape a worker.
+test-tools:
+	@which chromium promtool >/dev/null || { \
+	  echo 'installing chromium and prometheus'; \
+	  $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends chromium prometheus >/dev/null; }
+
 test: setup test-tools ## Every test, on a real broker, a real store, real receivers and a real browser.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
