@@ -46,6 +46,7 @@ class TrainCommand(_Line):
 
     Attributes:
         trainers_per_gpu: trainers that share each GPU's memory.
+        alone: not to be trained in one pass with other jobs.
         claim: how many times the job was taken up, this time included.
         earlier_seconds: the stages that have ended already; for the job's report.
     """
@@ -65,15 +66,27 @@ class TrainCommand(_Line):
     launch: StepLaunch = "auto"
     compile_cache_dir: str | None = None
     trainers_per_gpu: int = 1
+    alone: bool = False
     claim: int = 1
     earlier_seconds: dict[str, float] = {}
 
 
 class StopCommand(_Line):
-    """Finish the step and stop: `drain` leaves a checkpoint, `cancel` leaves nothing."""
+    """Finish the step and stop: `drain` leaves a checkpoint, `cancel` leaves nothing.
+
+    Attributes:
+        job_id: the one job that is meant; None for all that run.
+    """
 
     type: Literal["stop"] = "stop"
     reason: Literal["drain", "cancel", "time_limit"]
+    job_id: str | None = None
+
+
+class _Event(_Line):
+    """What a trainer says. `job_id` is the job that it is about; None if about none."""
+
+    job_id: str | None = None
 
 
 class MemoryReport(_Line):
@@ -85,7 +98,11 @@ class MemoryReport(_Line):
 
 
 class ReadyEvent(_Line):
-    """The trainer has imported its libraries and waits for a job."""
+    """The trainer has imported its libraries and waits for a job.
+
+    Attributes:
+        slots: jobs that it trains at a time.
+    """
 
     type: Literal["ready"] = "ready"
     pid: int
@@ -93,9 +110,10 @@ class ReadyEvent(_Line):
     device_name: str
     device_memory_bytes: int
     versions: dict[str, str]
+    slots: int = 1
 
 
-class StageEvent(_Line):
+class StageEvent(_Event):
     """A stage began or ended."""
 
     type: Literal["stage"] = "stage"
@@ -106,7 +124,7 @@ class StageEvent(_Line):
     fields: dict[str, Any] = {}
 
 
-class StepEvent(_Line):
+class StepEvent(_Event):
     """How far the training is, at most about once a second and once at the end.
 
     Attributes:
@@ -127,7 +145,7 @@ class StepEvent(_Line):
     estimated_seconds: float
 
 
-class CheckpointEvent(_Line):
+class CheckpointEvent(_Event):
     """A whole checkpoint lies at `path`; the one before it may be deleted by the trainer after."""
 
     type: Literal["checkpoint"] = "checkpoint"
@@ -145,7 +163,7 @@ class OutputFile(_Line):
     content_type: str = "application/octet-stream"
 
 
-class FinishedEvent(_Line):
+class FinishedEvent(_Event):
     """The adapter is trained, exported and verified by reloading."""
 
     type: Literal["finished"] = "finished"
@@ -156,7 +174,7 @@ class FinishedEvent(_Line):
     metadata: dict[str, Any]
 
 
-class StoppedEvent(_Line):
+class StoppedEvent(_Event):
     """The trainer did as a StopCommand or SIGTERM said."""
 
     type: Literal["stopped"] = "stopped"
@@ -165,7 +183,7 @@ class StoppedEvent(_Line):
     checkpoint: str | None = None
 
 
-class FailedEvent(_Line):
+class FailedEvent(_Event):
     """The job failed in the trainer. `message` is for the sender, `detail` for the log."""
 
     type: Literal["failed"] = "failed"
@@ -175,7 +193,7 @@ class FailedEvent(_Line):
     detail: str = ""
 
 
-class LogEvent(_Line):
+class LogEvent(_Event):
     """A log line of the trainer; the supervisor writes it with the job bound to it."""
 
     type: Literal["log"] = "log"

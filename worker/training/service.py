@@ -87,19 +87,21 @@ class Service:
     def _train(self, command: TrainCommand, shelf: BaseModelShelf) -> Event:
         shelf.allow_hub = command.allow_hub
         self._ranks.from_first(command)
+        about = {"job_id": command.job_id}
         try:
             ended = run_job(
                 command,
                 shelf,
                 this_device(),
-                report=self._say,
+                report=lambda event: self._say(event.model_copy(update=about)),
                 should_stop=lambda: self._ranks.from_first(self._stop),
                 ranks=self._ranks,
             )
             assert ended is not None  # noqa: S101 - this is the first process
-            return ended
+            return ended.model_copy(update=about)
         except JobError as error:
             return FailedEvent(
+                job_id=command.job_id,
                 code=error.code,
                 message=error.message,
                 transient=error.transient,
@@ -107,6 +109,7 @@ class Service:
             )
         except Exception as error:
             return FailedEvent(
+                job_id=command.job_id,
                 code=ErrorCode.TRAINING_FAILED,
                 message=f"The training failed unexpectedly ({type(error).__name__}); the operator "
                 "finds the details in the worker's log.",
