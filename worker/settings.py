@@ -176,6 +176,15 @@ class Settings(BaseSettings):
     gpus_per_trainer: int = Field(
         1, ge=1, le=16, description="GPUs that train one job together; they must divide evenly."
     )
+    pack_slots: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Jobs that one trainer trains in one pass; 1: one job after another.",
+    )
+    pack_wait_seconds: float = Field(
+        0, ge=0, description="How long a lone job waits for company in its passes, seconds."
+    )
     trainer_max_jobs: int = Field(50, ge=1, description="A trainer is replaced after so many jobs.")
     prefetch_seconds: float = Field(
         30,
@@ -225,6 +234,11 @@ class Settings(BaseSettings):
             problems.append(
                 "LEASE_RENEW_SECONDS must be at most half of LEASE_TERM_SECONDS, so that one "
                 "failed renewal does not lose the job"
+            )
+        if self.pack_slots > 1 and self.gpus_per_trainer > 1:
+            problems.append(
+                "PACK_SLOTS and GPUS_PER_TRAINER cannot both be more than 1: several jobs share "
+                "one GPU, or one job has several"
             )
         if self.environment == "production":
             if not self.internal_api_token:

@@ -27,7 +27,8 @@ from worker.jobs.record import JobRecord
 from worker.jobs.runner import JobRunner
 from worker.jobs.stages import StageRunner
 from worker.jobs.surroundings import Surroundings
-from worker.jobs.trainer_process import TrainerSlot, trainer_command
+from worker.jobs.trainer_slot import TrainerSlot
+from worker.jobs.trainer_start import pack_arguments, trainer_command
 from worker.observability.activity import Activity
 from worker.observability.http_server import StatusServer
 from worker.settings import Settings, SettingsError
@@ -229,20 +230,30 @@ def trainer_slots(parts: Parts, command: Sequence[str] | None) -> list[TrainerSl
     """The places for trainers; nothing is started yet."""
     settings = parts.settings
     return [
-        trainer_slot(settings, share, settings.trainer_max_jobs, command) for share in parts.shares
+        trainer_slot(
+            settings, share, settings.trainer_max_jobs, command, at_a_time=settings.pack_slots
+        )
+        for share in parts.shares
     ]
 
 
 def trainer_slot(
-    settings: Settings, share: Share, max_jobs: int, command: Sequence[str] | None
+    settings: Settings,
+    share: Share,
+    max_jobs: int,
+    command: Sequence[str] | None,
+    *,
+    at_a_time: int = 1,
 ) -> TrainerSlot:
-    """One place for a trainer; nothing is started yet."""
+    """One place for a trainer of so many jobs at a time; nothing is started yet."""
+    program = command or trainer_command(share.processes)
     return TrainerSlot(
         share=share,
         allow_hub=settings.allow_model_hub,
         max_jobs=max_jobs,
         start_timeout_seconds=settings.trainer_start_timeout_seconds,
-        command=command or trainer_command(share.processes),
+        command=(*program, *pack_arguments(at_a_time, settings.pack_wait_seconds)),
+        most_at_a_time=at_a_time,
     )
 
 

@@ -91,11 +91,14 @@ class Attempts:
         held: HeldDelivery,
         turn: Turn,
         fetched: Sequence[FetchedImage] | None = None,
+        *,
+        alone: bool = False,
     ) -> Ended | None:
         """Claim the job and work on it; the turn, which is ours, ends with its training.
 
         Returns how it ended, or None where that is not ours to say: the message is then dealt
-        with already (parked, given back, or waiting for its next attempt).
+        with already (parked, given back, or waiting for its next attempt). `alone` if it may share
+        its passes with no other job.
         """
         try:
             etag = order.record.claim(lease, previous)
@@ -116,7 +119,7 @@ class Attempts:
         seen = self._begin_activity(order, lease, first=previous is None)
         attempt = _Attempt(self, order, lease, keeper, held, turn, seen)
         try:
-            result = attempt.work(fetched)
+            result = attempt.work(fetched, alone=alone)
         finally:
             self.running.remove(order.job.job_id)
             self.activity.leave(seen)
@@ -168,7 +171,7 @@ class _Attempt:
         self._keeper, self._held, self._turn = keeper, held, turn
         self._progress = self._start_progress()
 
-    def work(self, fetched: Sequence[FetchedImage] | None) -> Result | None:
+    def work(self, fetched: Sequence[FetchedImage] | None, *, alone: bool) -> Result | None:
         """Run the stages; the result, or None where the job goes on elsewhere or later."""
         stage_seconds: dict[str, float] = {}
         with job_folder(self._room.rules.work_dir) as folder:
@@ -183,6 +186,7 @@ class _Attempt:
                 should_stop=self._should_stop,
                 checkpoint=self._order.record.checkpoint() if self._lease.epoch > 1 else None,
                 fetched=fetched,
+                alone=alone,
                 stage_seconds=stage_seconds,
             )
             try:

@@ -125,6 +125,20 @@ def _attempts(lease: Lease | None, checkpoint_step: int) -> int:
     return lease.attempts + 1
 
 
+def trains_alone(lease: Lease | None, attempts: int) -> bool:
+    """Whether a job that is claimed shall be trained beside no other.
+
+    The last attempt at it has ended with its trainer, or it comes no further: it may be what ends
+    trainers, and shall not do that to its neighbours again and again.
+
+    Args:
+        lease: of the last attempt.
+        attempts: this claim's number in the row of claims without progress.
+    """
+    error = lease.error if lease else None
+    return attempts > 1 or (error is not None and error.code is ErrorCode.WORKER_CRASHED)
+
+
 def _too_old(epoch: int, age_seconds: float, max_age_seconds: float) -> GiveUp:
     return GiveUp(
         epoch,

@@ -28,7 +28,7 @@ from worker.jobs.assembly import catalogue_of, s3_store, topology_of
 from worker.jobs.devices import Share, visible_gpus
 from worker.jobs.model_files import folder_of, missing, weight_bytes
 from worker.jobs.stages import SPARE_DISK_BYTES
-from worker.jobs.trainer_process import trainer_environment
+from worker.jobs.trainer_start import trainer_environment
 from worker.observability.gpus import read_gpus
 from worker.outbound.address import HostList
 from worker.settings import Settings, SettingsError

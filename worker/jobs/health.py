@@ -52,6 +52,11 @@ class Trainer(Protocol):
         """Whether one is ready here."""
         ...
 
+    @property
+    def jobs_now(self) -> int:
+        """Jobs that it trains."""
+        ...
+
 
 @dataclass(frozen=True)
 class Health:
@@ -62,6 +67,7 @@ class Health:
         consumers: by name; `jobs` is the one that readiness asks for.
         slots: the threads that handle deliveries.
         stopping: whether the worker drains.
+        slots_a_trainer: jobs that each trainer may have at a time.
     """
 
     owner: str
@@ -72,6 +78,7 @@ class Health:
     slots: Sequence[Thread]
     trainers: Sequence[Trainer]
     stopping: Callable[[], bool]
+    slots_a_trainer: int = 1
 
     def pages(self) -> dict[str, Callable[[str], Page]]:
         """Path and what is served there; each is given the request's `Accept` header."""
@@ -131,7 +138,8 @@ class Health:
                 "version": __version__,
                 "environment": self.environment,
                 "started_at": self.activity.started_at,
-                "slots": len(self.trainers),
+                "slots": self._slots(),
+                "training": self._training(),
             },
             "ready": not reasons,
             "reasons": reasons,
@@ -143,13 +151,20 @@ class Health:
             **self.activity.as_dict(),
         }
 
+    def _slots(self) -> int:
+        return len(self.trainers) * self.slots_a_trainer
+
+    def _training(self) -> int:
+        return sum(trainer.jobs_now for trainer in self.trainers)
+
     def _status_page(self, accept: str) -> Page:
         return status_page() if "text/html" in accept else _json(200, self.status())
 
     def _metrics_page(self) -> Page:
         metrics.READY.set(not self.unready())
         metrics.DRAINING.set(self.stopping())
-        metrics.SLOTS.set(len(self.trainers))
+        metrics.SLOTS.set(self._slots())
+        metrics.JOBS_TRAINING.set(self._training())
         metrics.TRAINERS_READY.set(sum(trainer.is_up for trainer in self.trainers))
         return Page(200, metrics.CONTENT_TYPE, metrics.exposition())
 

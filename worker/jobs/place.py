@@ -1,24 +1,26 @@
 """Whose turn is it at a trainer, and may another job be taken for it? One job ahead at most.
 
-A trainer serves two slots of the consumer. What a job does before and after its training needs no
-trainer: while one job trains, the next one's pictures are fetched, and while the next one trains,
-this one's files are stored.
+A trainer serves twice as many slots of the consumer as it trains jobs at a time. What a job does
+before and after its training needs no trainer: while some train, the next one's pictures are
+fetched, and while the next ones train, the first ones' files are stored.
 """
 
 import threading
 import time
 from collections.abc import Callable
 
-from worker.jobs.trainer_process import TrainerSlot
+from worker.jobs.sharing import AtTrainer, Trainee
+from worker.jobs.trainer_slot import TrainerSlot
 
-#: Slots of the consumer that a trainer serves: one job trains, one comes or goes.
-SLOTS_A_TRAINER = 2
-
-#: Consumer priority of a slot whose trainer is busy: a worker with a free one goes first.
-_AHEAD_PRIORITY = -1
+#: Slots of the consumer for each job that a trainer has at a time: one trains, one comes or goes.
+SLOTS_A_JOB = 2
 
 #: A job that was taken ahead waits so many times `ahead_seconds` before it is given back.
 _PATIENCE = 2.0
+
+#: A trainer with room takes another job so long after one that could not join was given back,
+#: seconds: by then somebody else may have it, and the next one may join.
+_LOOK_AGAIN_SECONDS = 300.0
 
 #: How often a waiting job looks whether it is still wanted, seconds.
 _TICK_SECONDS = 0.25
@@ -29,37 +31,46 @@ class Place:
 
     Args:
         trainer: the one that all of this is about.
-        ahead_seconds: another job is taken when the running one needs no longer than this; 0 to
-            wait until the trainer is free.
+        slots: jobs that it is told to train at a time.
+        ahead_seconds: another job is taken when a running one needs no longer than this; 0 to
+            wait until the trainer has room.
         changed: called when another job may be taken.
     """
 
     def __init__(
-        self, trainer: TrainerSlot, *, ahead_seconds: float, changed: Callable[[], None]
+        self,
+        trainer: TrainerSlot,
+        *,
+        ahead_seconds: float,
+        changed: Callable[[], None],
+        slots: int = 1,
     ) -> None:
         self.trainer = trainer
-        self._ahead_seconds, self._changed = ahead_seconds, changed
+        self._slots, self._ahead_seconds, self._changed = slots, ahead_seconds, changed
         self._condition = threading.Condition()
         self._listening: int | None = None
         self._waiting: int | None = None
-        self._training: int | None = None
-        self._nearly_done = self._gave_back = False
-        self._threads, self._closed = SLOTS_A_TRAINER, False
+        self._training: dict[int, Trainee] = {}
+        self._nearly_done: set[int] = set()
+        self._gave_back_at: float | None = None
+        self._threads, self._closed = slots * SLOTS_A_JOB, False
 
     # --- the broker thread
 
     def priority(self, slot: int) -> int | None:
         """At which priority `slot`, which is free, looks for a message; None: not now.
 
-        One slot looks at a time, and none while a job waits for its turn.
+        One slot looks at a time, and none while a job waits for its turn. Of several workers the
+        one whose trainer has the least to do goes first, and last one that looks ahead.
         """
         with self._condition:
             if self._waiting is not None or self._listening not in (None, slot):
                 return None
-            if self._training is not None and not self._nearly_done:
+            has_room = self._at_trainer().has_room
+            if not (self._looks_again() if has_room else self._looks_ahead()):
                 return None
             self._listening = slot
-            return 0 if self._training is None else _AHEAD_PRIORITY
+            return -len(self._training) if has_room else -self._slots
 
     def taken(self, slot: int) -> None:
         """`slot` has a message."""
@@ -73,46 +84,46 @@ class Place:
         with self._condition:
             self.trainer.warm_up()
 
-    def begin(self, slot: int) -> bool:
-        """Take the turn of `slot`, if it is free or has been taken for it already."""
+    def begin(self, slot: int, job: Trainee) -> bool:
+        """Take the turn of `slot`, if it may begin or has begun already."""
         with self._condition:
-            if self._training is None:
-                self._training, self._waiting = slot, None
-                self._nearly_done = self._gave_back = False
-            return self._training == slot
+            if slot not in self._training and self._at_trainer().may_begin(job):
+                self._training[slot], self._waiting = job, None
+                self._gave_back_at = None
+            return slot in self._training
 
-    def wait(self, slot: int, unwanted: Callable[[], bool]) -> bool:
+    def wait(self, slot: int, job: Trainee, unwanted: Callable[[], bool]) -> bool:
         """Take the turn of `slot` when it comes.
 
         False if `unwanted()` said so meanwhile, or if it did not come in time: no other job is then
-        taken before the one that trains has ended.
+        taken before one of those that train has ended.
         """
         until = time.monotonic() + _PATIENCE * self._ahead_seconds
         while not unwanted():
-            if self.begin(slot):
+            if self.begin(slot, job):
                 return True
             with self._condition:
                 if time.monotonic() > until:
-                    self._gave_back, self._nearly_done = True, False
+                    self._gave_back_at = time.monotonic()
                     return False
-                if self._training is not None:
+                if self._training:
                     self._condition.wait(_TICK_SECONDS)
         return False
 
     def expect_end(self, slot: int, seconds: float) -> None:
         """The training of `slot` takes about so many more seconds."""
         with self._condition:
-            if self._training != slot or self._nearly_done or self._gave_back:
+            if slot not in self._training or slot in self._nearly_done:
                 return
-            self._nearly_done = seconds < self._ahead_seconds
-            if not self._nearly_done:
+            if seconds >= self._ahead_seconds or self._gave_back_at is not None:
                 return
+            self._nearly_done.add(slot)
         self._changed()
 
     def end(self, slot: int) -> None:
         """`slot` needs the trainer no more, if it did; one that failed is replaced."""
         try:
-            if self._training == slot:
+            if slot in self._training:
                 self.trainer.recycle()
         finally:
             self._leave(slot)
@@ -132,12 +143,34 @@ class Place:
             self._closed = True
             self._condition.notify_all()
 
+    def _at_trainer(self) -> AtTrainer:
+        return AtTrainer(
+            tuple(self._training.values()),
+            slots=min(self._slots, self.trainer.slots),
+            takes_new=self.trainer.takes_new,
+        )
+
+    def _looks_again(self) -> bool:
+        """Whether a trainer with room looks for a job, or has just had to give one back."""
+        if not self._training or self._gave_back_at is None:
+            return True
+        return time.monotonic() - self._gave_back_at > _LOOK_AGAIN_SECONDS
+
+    def _looks_ahead(self) -> bool:
+        """Whether a trainer without room will soon have some."""
+        if self._gave_back_at is not None:
+            return False
+        if self._at_trainer().joinable:
+            return bool(self._nearly_done)
+        return self._nearly_done == self._training.keys()
+
     def _leave(self, slot: int) -> None:
         with self._condition:
-            if slot not in (self._training, self._waiting):
+            if self._training.pop(slot, None) is not None:
+                self._nearly_done.discard(slot)
+                self._gave_back_at = None
+            elif self._waiting != slot:
                 return
-            if self._training == slot:
-                self._training = None
             if self._waiting == slot:
                 self._waiting = None
             self._condition.notify_all()
@@ -155,13 +188,13 @@ class Turn:
         """The trainer of the place; to be used between `begin` or `wait` and `end` alone."""
         return self._place.trainer
 
-    def begin(self) -> bool:
+    def begin(self, job: Trainee) -> bool:
         """See `Place.begin`."""
-        return self._place.begin(self._slot)
+        return self._place.begin(self._slot, job)
 
-    def wait(self, unwanted: Callable[[], bool]) -> bool:
+    def wait(self, job: Trainee, unwanted: Callable[[], bool]) -> bool:
         """See `Place.wait`."""
-        return self._place.wait(self._slot, unwanted)
+        return self._place.wait(self._slot, job, unwanted)
 
     def expect_end(self, seconds: float) -> None:
         """See `Place.expect_end`."""

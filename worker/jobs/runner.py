@@ -9,6 +9,8 @@ from worker.broker.publisher import PublishFailed
 from worker.broker.topology import Topology
 from worker.contract.errors import ErrorCode, InvalidJob
 from worker.contract.events import ProgressBody
+from worker.contract.packing import company
+from worker.contract.parameters import for_base_model
 from worker.jobs.attempt import Attempts, Ended, job_folder
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.decide import (
@@ -20,11 +22,13 @@ from worker.jobs.decide import (
     RepeatTerminal,
     Snapshot,
     decide,
+    trains_alone,
 )
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Intake, Order
 from worker.jobs.place import Turn
 from worker.jobs.record import JobRecord, Lease, Result
+from worker.jobs.sharing import Trainee
 from worker.observability import metrics, tracing
 from worker.storage.images import FetchedImage
 from worker.storage.store import StorageError, StoredObject
@@ -98,6 +102,8 @@ class JobRunner:
         metrics.DELIVERIES.labels(type(action).__name__).inc()
         log.info("job_decided", action=type(action).__name__, redelivered=held.delivery.redelivered)
         match action:
+            case Claim():
+                self._claim(order, action, (found, previous), held, turn, fetched)
             case Park():
                 held.park()
             case RepeatTerminal(say_again):
@@ -112,15 +118,31 @@ class JobRunner:
                 self._end(order.canceled(epoch), order.record, held)
             case GiveUp(epoch, code, message):
                 self._end(order.failed(epoch, code, message), order.record, held)
-            case Claim() if turn.begin():
-                lease = self._lease(order, action, found)
-                ended = self._attempts.run(order, lease, previous, held, turn, fetched)
-                if ended is not None:
-                    self._after_attempt(ended, order, held)
-            case Claim():
-                self._wait_for_turn(order, held, turn)
 
-    def _wait_for_turn(self, order: Order, held: HeldDelivery, turn: Turn) -> None:
+    def _claim(
+        self,
+        order: Order,
+        claim: Claim,
+        looked: tuple[Snapshot, StoredObject | None],
+        held: HeldDelivery,
+        turn: Turn,
+        fetched: Sequence[FetchedImage] | None,
+    ) -> None:
+        """Train the job if it is its turn; else wait for it."""
+        found, previous = looked
+        trainee = _trainee(order, alone=trains_alone(found.lease, claim.attempts))
+        if not turn.begin(trainee):
+            self._wait_for_turn(order, trainee, held, turn)
+            return
+        lease = self._lease(order, claim, found)
+        alone = trainee.company is None
+        ended = self._attempts.run(order, lease, previous, held, turn, fetched, alone=alone)
+        if ended is not None:
+            self._after_attempt(ended, order, held)
+
+    def _wait_for_turn(
+        self, order: Order, trainee: Trainee, held: HeldDelivery, turn: Turn
+    ) -> None:
         """The trainer is busy: fetch the pictures meanwhile. Nothing is claimed before the turn.
 
         A job that is not ours leaves no trace, so whoever gets its message next begins with it.
@@ -137,7 +159,7 @@ class JobRunner:
         with job_folder(rules.work_dir) as folder:
             fetched = stages.fetch_ahead(order.job, folder, unwanted)
             log.info("job_waits_for_trainer", pictures_fetched=fetched is not None)
-            if turn.wait(unwanted):
+            if turn.wait(trainee, unwanted):
                 self._act(order, held, turn, fetched)
             else:
                 log.info("job_given_back")
@@ -218,6 +240,11 @@ class JobRunner:
             held.move(self._topology.retry_for_attempt(1))
         except PublishFailed:
             held.requeue()
+
+
+def _trainee(order: Order, *, alone: bool) -> Trainee:
+    parameters = for_base_model(order.job.parameters, order.base_model)
+    return Trainee(order.job.job_id, None if alone else company(parameters, order.base_model))
 
 
 def look(record: JobRecord) -> tuple[Snapshot, StoredObject | None]:

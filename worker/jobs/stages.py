@@ -32,7 +32,7 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
-from worker.jobs.trainer_process import TrainerSlot
+from worker.jobs.trainer_slot import TrainerSlot
 from worker.observability import metrics, tracing
 from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
 from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
@@ -54,6 +54,7 @@ class Claimed:
         checkpoint: the newest checkpoint's pointer and its etag, moved on as checkpoints are
             stored.
         fetched: its pictures, if they were fetched before it was ours.
+        alone: it shares its passes with no other job.
     """
 
     job: TrainingJob
@@ -65,6 +66,7 @@ class Claimed:
     should_stop: Callable[[], StopCommand | None]
     checkpoint: tuple[CheckpointPointer, str] | None
     fetched: Sequence[FetchedImage] | None = None
+    alone: bool = False
     stage_seconds: dict[str, float] = field(default_factory=dict)
     on_checkpoint: Callable[[int, bool], None] = lambda _step, _stored: None
 
@@ -213,6 +215,7 @@ class StageRunner:
             launch=self.step_launch,
             compile_cache_dir=str(self.compile_cache_dir) if self.compile_cache_dir else None,
             trainers_per_gpu=self.trainers_per_gpu,
+            alone=claimed.alone,
             claim=claimed.epoch,
             earlier_seconds=dict(claimed.stage_seconds),
         )
@@ -231,7 +234,7 @@ class StageRunner:
                 case CheckpointEvent():
                     self._store_checkpoint(claimed, event)
 
-        return slot.trainer().train(
+        return slot.train(
             command,
             on_event,
             should_stop=claimed.should_stop,

@@ -21,10 +21,10 @@ from worker.jobs.assembly import (
 from worker.jobs.control import ControlListener, RunningJobs
 from worker.jobs.health import Health
 from worker.jobs.held_delivery import HeldDelivery
-from worker.jobs.place import SLOTS_A_TRAINER, Place, Turn
+from worker.jobs.place import SLOTS_A_JOB, Place, Turn
 from worker.jobs.slots import Slot
 from worker.jobs.stopping import StopRequest
-from worker.jobs.trainer_process import TrainerSlot
+from worker.jobs.trainer_slot import TrainerSlot
 from worker.observability.activity import Activity
 from worker.settings import Settings, SettingsError
 from worker.storage.store import ObjectUrl, StorageError, StoreUnavailable
@@ -64,7 +64,10 @@ class Supervisor:
         self._sender = outbox_sender(self._parts)
         self._trainers = trainer_slots(self._parts, trainer_command)
         self._places = [self._place(trainer) for trainer in self._trainers]
-        self._job_slots = [self._job_slot(i) for i in range(len(self._places) * SLOTS_A_TRAINER)]
+        self._slots_a_place = settings.pack_slots * SLOTS_A_JOB
+        self._job_slots = [
+            self._job_slot(index) for index in range(len(self._places) * self._slots_a_place)
+        ]
         self._event_slots = [self._event_slot(index) for index in range(_EVENT_SLOTS)]
         topology = self._parts.topology
         self._jobs = self._consumer(
@@ -99,7 +102,7 @@ class Supervisor:
             "worker_starting",
             version=__version__,
             owner=self._parts.owner,
-            slots=len(self._trainers),
+            slots=len(self._trainers) * settings.pack_slots,
             gpus=[share.gpus for share in self._parts.shares],
             environment=settings.environment,
         )
@@ -183,18 +186,20 @@ class Supervisor:
             consumers={"jobs": self._jobs, "events": self._events, "control": self._control},
             slots=(*self._job_slots, *self._event_slots, self._control_slot),
             trainers=self._trainers,
+            slots_a_trainer=self._settings.pack_slots,
             stopping=self._stop,
         )
 
     def _place(self, trainer: TrainerSlot) -> Place:
         return Place(
             trainer,
+            slots=self._settings.pack_slots,
             ahead_seconds=self._settings.prefetch_seconds,
             changed=lambda: self._jobs.look_again(),
         )
 
     def _place_of(self, slot: int) -> Place:
-        return self._places[slot // SLOTS_A_TRAINER]
+        return self._places[slot // self._slots_a_place]
 
     def _deliver_job(self, delivery: Delivery) -> None:
         self._place_of(delivery.slot).taken(delivery.slot)

@@ -1,13 +1,10 @@
-"""The trainer: a child process that is started, talked to, watched and replaced."""
+"""The trainer: a child process that is started, talked to about its jobs, and ended."""
 
 import collections
 import os
-import queue
 import signal
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -16,51 +13,31 @@ from pydantic import ValidationError
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import (
     Event,
-    FailedEvent,
     FinishedEvent,
     LogEvent,
     ReadyEvent,
+    StageEvent,
     StopCommand,
     StoppedEvent,
     TrainCommand,
     parse_event,
 )
-from worker.jobs.devices import Share
-from worker.jobs.step_watch import LEAST_SECONDS, StepWatch
-from worker.observability import metrics
+from worker.jobs.conversation import Conversation, write_down
+from worker.jobs.step_watch import LEAST_SECONDS
+from worker.jobs.trainer_start import TRAINER_COMMAND
 
 log = structlog.get_logger()
-
-#: What a trainer is started with; a test passes a stand-in that speaks the same protocol.
-TRAINER_COMMAND = (sys.executable, "-m", "worker.training")
-
-#: A trainer of several processes, one a GPU: the same program, started by Accelerate.
-_LAUNCHER = (
-    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-)
-
-#: Environment that a trainer may see. All else, credentials first, stays with the supervisor.
-_PASSED_NAMES = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV"),
-        *("LD_LIBRARY_PATH", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
-        *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
-    }
-)
-_PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "PYTORCH_", "TORCH", "TRITON_", "NCCL_", "HF_", "LC_")
-
-#: Names among those that hold a secret all the same.
-_WITHHELD_NAMES = frozenset({"HF_TOKEN", "HF_TOKEN_PATH"})
 
 #: Lines of the child's stderr that are kept to explain its end.
 _STDERR_LINES = 40
 
-#: How long a trainer gets to obey a stop before it is killed, seconds.
-STOP_SECONDS = 60.0
-
-#: How often a waiting runner looks at clock and child, seconds.
-_TICK_SECONDS = 0.25
+#: Errors of a job that say nothing against a trainer whose other jobs go on.
+_OF_THE_JOB_ALONE = frozenset(
+    {
+        *(ErrorCode.INVALID_JOB, ErrorCode.INVALID_IMAGE, ErrorCode.IMAGE_DOWNLOAD_FAILED),
+        *(ErrorCode.NON_FINITE_LOSS, ErrorCode.TIME_LIMIT_EXCEEDED, ErrorCode.CANCELED),
+    }
+)
 
 
 class TrainerDied(JobError):  # noqa: N818 - what happened, in one word
@@ -74,45 +51,16 @@ class TrainerDied(JobError):  # noqa: N818 - what happened, in one word
         )
 
 
-def trainer_command(processes: int) -> tuple[str, ...]:
-    """What starts a trainer of so many processes."""
-    if processes == 1:
-        return TRAINER_COMMAND
-    return (*_LAUNCHER, "--num_processes", str(processes), "--module", "worker.training")
-
-
-def trainer_environment(
-    environment: Mapping[str, str], *, share: Share, allow_hub: bool
-) -> dict[str, str]:
-    """What of `environment` a trainer sees: no credentials, its GPUs, the hub only if allowed.
-
-    What it says of threads and of CUDA's multi-process service (`CUDA_MPS_…`) is passed on.
-    """
-    passed = {
-        name: value
-        for name, value in environment.items()
-        if (name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES))
-        and name not in _WITHHELD_NAMES
-    }
-    if share.gpus is not None:
-        passed["CUDA_VISIBLE_DEVICES"] = share.gpus
-    elif share.processes > 1:
-        passed["ACCELERATE_USE_CPU"] = "true"
-    if share.threads is not None:
-        passed.setdefault("OMP_NUM_THREADS", str(share.threads))
-    if not allow_hub:
-        passed["HF_HUB_OFFLINE"] = "1"
-    # Same results in every run, where CUDA's matrix library asks for it.
-    passed.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    passed["PYTHONUNBUFFERED"] = "1"
-    return passed
-
-
 class TrainerProcess:
-    """One trainer child. Used by one thread at a time.
+    """One trainer child, with any number of jobs: each is trained by a call on a thread of its own.
 
     The child asks the kernel to kill it when the thread that started it ends (that is what
     `PR_SET_PDEATHSIG` watches), so only a thread that lives as long as the worker may start one.
+
+    Attributes:
+        ready: what it said when it was ready; None before that.
+        jobs_given: how many it was given in all.
+        suspect: something happened after which it had better be replaced.
     """
 
     def __init__(
@@ -138,13 +86,15 @@ class TrainerProcess:
             env=dict(environment),
             start_new_session=True,
         )
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
         self._write_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._conversations: dict[str, Conversation] = {}
+        self._over = self._end_is_logged = False
+        self._ready_or_over = threading.Event()
         self.ready: ReadyEvent | None = None
-        self.is_up = False
-        self.jobs_done = 0
-        self.clean = True
+        self.jobs_given = 0
+        self.suspect = False
         threading.Thread(target=self._read_events, name="trainer-events", daemon=True).start()
         threading.Thread(target=self._read_stderr, name="trainer-stderr", daemon=True).start()
 
@@ -158,20 +108,21 @@ class TrainerProcess:
         """Whether the child runs."""
         return self._child.poll() is None
 
+    @property
+    def jobs_now(self) -> int:
+        """Jobs that it has."""
+        return len(self._conversations)
+
     def wait_ready(self, timeout_seconds: float) -> ReadyEvent:
         """Wait until the child has imported its libraries.
 
         Raises:
             TrainerDied: it ended, or said nothing for `timeout_seconds`.
         """
-        deadline = time.monotonic() + timeout_seconds
-        while self.ready is None:
-            event = self._next_event(deadline - time.monotonic())
-            if event is None:
-                self.kill()
-                raise TrainerDied(self._how_it_ended("it did not become ready"))
-            if isinstance(event, ReadyEvent):
-                self.ready = event
+        self._ready_or_over.wait(timeout_seconds)
+        if self.ready is None:
+            self.kill()
+            raise self.died("it did not become ready")
         return self.ready
 
     def train(
@@ -193,34 +144,84 @@ class TrainerProcess:
         Raises:
             JobError: as the trainer said, or `TrainerDied`.
         """
-        self.clean = False
-        self._send(command.line())
-        started, stop_sent_at = time.monotonic(), None
-        watch = StepWatch(self._stuck_after_seconds)
-        while True:
-            event = self._next_event(_TICK_SECONDS)
-            if event is not None:
-                watch.hear(event, time.monotonic())
-                ended = self._handle(event, on_event)
-                if ended is not None:
-                    return ended
-            elif not self.alive:
-                raise TrainerDied(self._how_it_ended("it ended"))
-            now = time.monotonic()
-            # Judged only when nothing waits to be heard: storing a checkpoint may take its time.
-            if event is None and (silent_seconds := watch.silent_seconds(now)):
-                self.kill()
-                raise TrainerDied(f"it made no step for {silent_seconds:.0f} seconds")
-            if stop_sent_at is None:
-                stop = should_stop()
-                if stop is None and now - started > time_limit_seconds:
-                    stop = StopCommand(reason="time_limit")
-                if stop is not None:
-                    self._send(stop.line())
-                    stop_sent_at = now
-            elif now - stop_sent_at > STOP_SECONDS:
-                self.kill()
-                raise TrainerDied("it did not stop when told to")
+        return self.go_on(
+            self.take(command),
+            on_event,
+            should_stop=should_stop,
+            time_limit_seconds=time_limit_seconds,
+        )
+
+    def take(self, command: TrainCommand) -> Conversation:
+        """Count a job among those that it has; `go_on` with it must follow."""
+        conversation = Conversation(self, command, self._stuck_after_seconds)
+        with self._lock:
+            if command.job_id in self._conversations:
+                raise ValueError(f"the trainer has {command.job_id} already")
+            self._conversations[command.job_id] = conversation
+            self.jobs_given += 1
+            if self._over:
+                conversation.hear(None)
+        return conversation
+
+    def go_on(
+        self,
+        conversation: Conversation,
+        on_event: Callable[[Event], None],
+        *,
+        should_stop: Callable[[], StopCommand | None],
+        time_limit_seconds: float,
+    ) -> FinishedEvent | StoppedEvent:
+        """Train a job that was taken; see `train`."""
+        try:
+            ended = conversation.hold(
+                on_event, should_stop=should_stop, time_limit_seconds=time_limit_seconds
+            )
+        except JobError as error:
+            self._note_end(of_the_job_alone=error.code in _OF_THE_JOB_ALONE)
+            raise
+        except BaseException:
+            # The listener failed: nobody hears of this job any more, and it need not train on.
+            self.suspect = True
+            if self.jobs_now > 1:
+                conversation.stop(StopCommand(reason="cancel"))
+            raise
+        else:
+            self._note_end(of_the_job_alone=True, finished=isinstance(ended, FinishedEvent))
+            return ended
+        finally:
+            with self._lock:
+                del self._conversations[conversation.job_id]
+
+    def send(self, line: bytes) -> None:
+        """Write a line to the child. Raises `TrainerDied` if it has ended."""
+        stdin = self._child.stdin
+        assert stdin is not None  # noqa: S101 - opened with PIPE above
+        try:
+            with self._write_lock:
+                stdin.write(line)
+                stdin.flush()
+        except (OSError, ValueError):
+            self._child.wait()
+            raise self.died("its pipe is closed") from None
+
+    def died(self, otherwise: str) -> TrainerDied:
+        """The error that says how the child ended; `otherwise` if it has not."""
+        try:
+            status = self._child.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return TrainerDied(otherwise)
+        with self._lock:
+            first, self._end_is_logged = not self._end_is_logged, True
+        if first:
+            log.warning("trainer_ended", pid=self.pid, status=status, stderr=list(self._stderr))
+        if status < 0:
+            return TrainerDied(f"signal {signal.Signals(-status).name}")
+        return TrainerDied(f"exit status {status}")
+
+    def give_up(self, because: str) -> TrainerDied:
+        """End the child, whatever it does; the error that says why."""
+        self.kill()
+        return TrainerDied(because)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """End an idle child: close its input, then kill what is left."""
@@ -243,50 +244,47 @@ class TrainerProcess:
             log.debug("trainer_was_gone", pid=self.pid)
         self._child.wait()
 
-    def _handle(
-        self, event: Event, on_event: Callable[[Event], None]
-    ) -> FinishedEvent | StoppedEvent | None:
-        match event:
-            case FinishedEvent() | StoppedEvent():
-                self.jobs_done += 1
-                self.clean = isinstance(event, FinishedEvent)
-                return event
-            case FailedEvent():
-                if event.detail:
-                    log.warning("trainer_failure_detail", detail=event.detail)
-                raise JobError(event.code, event.message, transient=event.transient)
-            case LogEvent():
-                getattr(log, event.level)(event.event, **event.fields)
-            case _:
-                on_event(event)
-        return None
+    def _note_end(self, *, of_the_job_alone: bool, finished: bool = False) -> None:
+        """A trainer of one job is replaced after all but a whole one: nobody else is on it."""
+        shared = self.ready is not None and self.ready.slots > 1
+        if not finished and not (shared and of_the_job_alone):
+            self.suspect = True
 
-    def _send(self, line: bytes) -> None:
-        stdin = self._child.stdin
-        assert stdin is not None  # noqa: S101 - opened with PIPE above
-        try:
-            with self._write_lock:
-                stdin.write(line)
-                stdin.flush()
-        except (OSError, ValueError):
-            self._child.wait()
-            raise TrainerDied(self._how_it_ended("its pipe is closed")) from None
-
-    def _next_event(self, timeout_seconds: float) -> Event | None:
-        try:
-            return self._events.get(timeout=max(0.0, timeout_seconds))
-        except queue.Empty:
-            return None
+    # --- the child's side
 
     def _read_events(self) -> None:
         assert self._child.stdout is not None  # noqa: S101 - opened with PIPE above
         for line in self._child.stdout:
             try:
-                self._events.put(event := parse_event(line))
-                self.is_up = self.is_up or isinstance(event, ReadyEvent)
+                event = parse_event(line)
             except ValidationError:
                 log.warning("trainer_line_not_understood", line=line[:200].decode(errors="replace"))
-        self._events.put(None)
+            else:
+                self._pass_on(event)
+        with self._lock:
+            self._over = True
+            for conversation in self._conversations.values():
+                conversation.hear(None)
+        self._ready_or_over.set()
+
+    def _pass_on(self, event: Event) -> None:
+        """Have those hear it whom it concerns; a stage of one job may hold up the others."""
+        if isinstance(event, ReadyEvent):
+            self.ready = event
+            self._ready_or_over.set()
+            return
+        with self._lock:
+            here = list(self._conversations.values())
+            if event.job_id is None:
+                concerned = here if len(here) == 1 else []
+            elif isinstance(event, StageEvent):
+                concerned = here
+            else:
+                concerned = [one for one in here if one.job_id == event.job_id]
+            for conversation in concerned:
+                conversation.hear(event)
+        if not concerned and isinstance(event, LogEvent):
+            write_down(event)
 
     def _read_stderr(self) -> None:
         assert self._child.stderr is not None  # noqa: S101 - opened with PIPE above
@@ -295,78 +293,3 @@ class TrainerProcess:
             if text:
                 self._stderr.append(text)
                 log.debug("trainer_stderr", pid=self.pid, line=text)
-
-    def _how_it_ended(self, otherwise: str) -> str:
-        try:
-            status = self._child.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return otherwise
-        log.warning("trainer_ended", pid=self.pid, status=status, stderr=list(self._stderr))
-        if status < 0:
-            return f"signal {signal.Signals(-status).name}"
-        return f"exit status {status}"
-
-
-class TrainerSlot:
-    """One place for a trainer: started early, kept warm across jobs, replaced when used up."""
-
-    def __init__(
-        self,
-        *,
-        share: Share,
-        allow_hub: bool,
-        max_jobs: int,
-        start_timeout_seconds: float,
-        command: Sequence[str] = TRAINER_COMMAND,
-    ) -> None:
-        self._environment = trainer_environment(os.environ, share=share, allow_hub=allow_hub)
-        self._max_jobs = max_jobs
-        self._start_timeout_seconds = start_timeout_seconds
-        self._command = command
-        self._trainer: TrainerProcess | None = None
-
-    def warm_up(self) -> None:
-        """Have a trainer started, without waiting for it."""
-        if self._trainer is None or not self._trainer.alive:
-            self._trainer = TrainerProcess(self._environment, command=self._command)
-            log.info("trainer_started", pid=self._trainer.pid)
-
-    def trainer(self) -> TrainerProcess:
-        """A ready trainer. Raises `TrainerDied` if none can be had."""
-        self.warm_up()
-        assert self._trainer is not None  # noqa: S101 - warm_up has just set it
-        self._trainer.wait_ready(self._start_timeout_seconds)
-        return self._trainer
-
-    @property
-    def is_up(self) -> bool:
-        """Whether a trainer runs here that has said that it is ready; waits for nothing."""
-        trainer = self._trainer
-        return trainer is not None and trainer.is_up and trainer.alive
-
-    def recycle(self) -> None:
-        """After a job: a trainer that failed, ended or served its jobs makes room for a new one."""
-        used = self._trainer
-        if used is None or (used.alive and used.clean and used.jobs_done < self._max_jobs):
-            return
-        metrics.TRAINERS_REPLACED.labels(str(used.clean).lower()).inc()
-        log.info("trainer_replaced", pid=used.pid, jobs_done=used.jobs_done, clean=used.clean)
-        if used.clean:
-            used.close()
-        else:
-            used.kill()
-        self._trainer = None
-        self.warm_up()
-
-    def close(self) -> None:
-        """End the trainer when its slot ends."""
-        if self._trainer is not None:
-            if self._trainer.clean:
-                self._trainer.close()
-            self.kill()
-
-    def kill(self) -> None:
-        """End the trainer at once, from any thread."""
-        trainer, self._trainer = self._trainer, None
-        if trainer is not None:
-            trainer.kill()

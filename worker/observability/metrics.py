@@ -58,6 +58,7 @@ READY = _gauge("ready", "1 if the worker takes jobs: broker, store and trainer a
 DRAINING = _gauge("draining", "1 once the worker was told to stop.")
 SLOTS = _gauge("slots", "Jobs that this worker can train at a time.")
 JOBS_RUNNING = _gauge("jobs_running", "Jobs that this worker works on now.")
+JOBS_TRAINING = _gauge("jobs_training", "Jobs that trainers have now; the others come or go.")
 TRAINERS_READY = _gauge("trainers_ready", "Trainer processes that are up.")
 TRAINERS_REPLACED = _counter(
     "trainers_replaced_total", "Trainers replaced; clean: their jobs were used up.", "clean"

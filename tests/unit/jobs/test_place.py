@@ -6,10 +6,16 @@ import pytest
 
 from tests.live_worker import eventually
 from worker.jobs.place import Place
+from worker.jobs.sharing import Trainee
+
+#: That of any of these.
+JOB = Trainee("j")
 
 
 class Trainer:
     """Notes what is done to it."""
+
+    slots, takes_new = 1, True
 
     def __init__(self):
         self.done = []
@@ -53,7 +59,7 @@ def both(place):
 
 def train_in(place, slot):
     place.taken(slot)
-    assert place.begin(slot)
+    assert place.begin(slot, JOB)
 
 
 def test_of_two_free_slots_one_looks_for_a_message(place):
@@ -93,7 +99,7 @@ def test_one_job_waits_at_most(place):
     place.priority(1)
     place.taken(1)
     assert both(place) == [None, None]
-    assert not place.begin(1)
+    assert not place.begin(1, JOB)
 
 
 def test_the_next_job_trains_while_the_last_ones_files_are_stored(place, trainer, changes):
@@ -104,7 +110,7 @@ def test_the_next_job_trains_while_the_last_ones_files_are_stored(place, trainer
     assert place.priority(1) == 0
     train_in(place, 1)
     place.end(0)  # its delivery is settled
-    assert not place.begin(0)
+    assert not place.begin(0, JOB)
     assert trainer.done == ["recycle"]
 
 
@@ -112,26 +118,26 @@ def test_a_waiting_job_has_its_turn_when_the_one_before_it_ends(place):
     train_in(place, 0)
     place.taken(1)
     turns = []
-    waiting = threading.Thread(target=lambda: turns.append(place.wait(1, wanted)))
+    waiting = threading.Thread(target=lambda: turns.append(place.wait(1, JOB, wanted)))
     waiting.start()
     place.end(0)
     waiting.join(20)
     assert turns == [True]
-    assert place.begin(1)
+    assert place.begin(1, JOB)
 
 
 def test_a_waiting_job_that_is_not_wanted_any_more_lets_another_be_taken(place):
     train_in(place, 0)
     place.expect_end(0, 1)
     place.taken(1)
-    assert not place.wait(1, unwanted)
+    assert not place.wait(1, JOB, unwanted)
     place.end(1)
     assert place.priority(1) == -1
 
 
 def test_a_job_that_is_not_wanted_any_more_does_not_take_a_free_turn(place):
     place.taken(0)
-    assert not place.wait(0, unwanted)
+    assert not place.wait(0, JOB, unwanted)
     place.end(0)
     train_in(place, 1)
 
@@ -142,7 +148,7 @@ def test_a_job_that_waited_in_vain_is_the_last_one_taken_ahead_of_that_training(
     place.expect_end(0, 0)
     assert place.priority(1) == -1
     place.taken(1)
-    assert not place.wait(1, wanted)
+    assert not place.wait(1, JOB, wanted)
     place.end(1)
     place.expect_end(0, 0)
     assert place.priority(1) is None

@@ -35,9 +35,6 @@ class FinishingSlot:
     def __init__(self, folder, then=lambda: None):
         self.folder, self.then = folder, then
 
-    def trainer(self):
-        return self
-
     def train(self, command, on_event, *, should_stop, time_limit_seconds):
         self.command, resumed = command, command.resume_from
         self.resumed = Path(resumed).read_bytes() if resumed else None

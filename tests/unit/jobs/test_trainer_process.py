@@ -10,12 +10,9 @@ from tests import standin_trainer as standin
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, StepEvent, StopCommand, StoppedEvent, TrainCommand
 from worker.jobs.devices import Share
-from worker.jobs.trainer_process import (
-    TrainerDied,
-    TrainerProcess,
-    TrainerSlot,
-    trainer_environment,
-)
+from worker.jobs.trainer_process import TrainerDied, TrainerProcess
+from worker.jobs.trainer_slot import TrainerSlot
+from worker.jobs.trainer_start import trainer_environment
 
 STANDIN = (sys.executable, "-m", "tests.standin_trainer")
 
@@ -119,7 +116,7 @@ def test_a_job_over_its_time_limit_is_stopped(slot, tmp_path):
 
 
 def test_a_trainer_that_does_not_stop_when_told_to_is_killed(slot, tmp_path, monkeypatch):
-    monkeypatch.setattr("worker.jobs.trainer_process.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("worker.jobs.conversation.STOP_SECONDS", 0.5)
     with pytest.raises(TrainerDied, match="did not stop"):
         train(
             slot,

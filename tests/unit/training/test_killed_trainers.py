@@ -11,7 +11,8 @@ from tests.faults.failpoints import Fault
 from tests.unit.training.builders import command
 from worker.contract.pipe import FinishedEvent
 from worker.jobs.devices import Share
-from worker.jobs.trainer_process import TrainerDied, TrainerProcess, trainer_environment
+from worker.jobs.trainer_process import TrainerDied, TrainerProcess
+from worker.jobs.trainer_start import trainer_environment
 
 #: How often a job of two pictures and three steps passes each point, with a checkpoint after every
 #: step but the last.

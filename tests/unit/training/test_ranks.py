@@ -19,13 +19,9 @@ from worker.contract.pipe import (
     StoppedEvent,
 )
 from worker.jobs.devices import Share
-from worker.jobs.trainer_process import (
-    TrainerDied,
-    TrainerProcess,
-    TrainerSlot,
-    trainer_command,
-    trainer_environment,
-)
+from worker.jobs.trainer_process import TrainerDied, TrainerProcess
+from worker.jobs.trainer_slot import TrainerSlot
+from worker.jobs.trainer_start import trainer_command, trainer_environment
 
 #: Long enough for a loaded machine to import torch three times.
 START_SECONDS = 240

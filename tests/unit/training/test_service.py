@@ -18,7 +18,8 @@ from worker.contract.pipe import (
     StoppedEvent,
 )
 from worker.jobs.devices import Share
-from worker.jobs.trainer_process import TrainerProcess, trainer_environment
+from worker.jobs.trainer_process import TrainerProcess
+from worker.jobs.trainer_start import trainer_environment
 
 
 @pytest.fixture
