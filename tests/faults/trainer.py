@@ -1,7 +1,8 @@
 """The stand-in trainer with failpoints around all that it does outside of its memory.
 
-`python -m tests.faults.trainer STEP_SECONDS CHECKPOINT_STEPS FOLDER FAULT`. Every step is noted in
-`FOLDER/steps.jsonl`, so that steps which were done twice can be counted.
+`python -m tests.faults.trainer STEP_SECONDS CHECKPOINT_STEPS FOLDER FAULT`, and what the worker
+adds for a trainer of several jobs. Every step is noted in `FOLDER/steps.jsonl`, so that steps which
+were done twice can be counted.
 """
 
 import functools
@@ -30,7 +31,7 @@ def _noted(say: Callable[[Event], None], points: Failpoints, folder: Path) -> Ca
     def noted(event: Event) -> None:
         point = f"say {event.type}"
         if isinstance(event, StepEvent):
-            row = {"job_id": standin.current_job, "step": event.step}
+            row = {"job_id": event.job_id, "step": event.step}
             with (folder / "steps.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             point = f"step {event.step}"

@@ -112,7 +112,7 @@ def test_a_drain_leaves_a_checkpoint_from_which_the_next_trainer_goes_on(slot, t
 
 def test_a_job_over_its_time_limit_is_stopped(slot, tmp_path):
     ended, _ = train(slot, order(tmp_path, steps=50_000), limit=0.3)
-    assert ended == StoppedEvent(reason="time_limit", step=ended.step)
+    assert ended == StoppedEvent(job_id="j", reason="time_limit", step=ended.step)
 
 
 def test_a_trainer_that_does_not_stop_when_told_to_is_killed(slot, tmp_path, monkeypatch):
