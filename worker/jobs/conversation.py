@@ -123,9 +123,10 @@ class Conversation:
     def _handle(
         self, event: Event, on_event: Callable[[Event], None]
     ) -> FinishedEvent | StoppedEvent | None:
-        self._watch.hear(event, time.monotonic())
         if isinstance(event, ReadyEvent) or event.job_id not in (None, self.job_id):
+            self._watch.hear_beside(event, time.monotonic())
             return None
+        self._watch.hear(event, time.monotonic())
         match event:
             case FinishedEvent() | StoppedEvent():
                 return event

@@ -7,6 +7,9 @@ from typing import Any
 from worker.contract.errors import ErrorCode
 from worker.jobs.record import Lease, Result
 
+#: Errors after which a job is suspected of ending the trainers that it shares.
+_ENDS_TRAINERS = frozenset({ErrorCode.WORKER_CRASHED, ErrorCode.GPU_OUT_OF_MEMORY})
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -128,15 +131,15 @@ def _attempts(lease: Lease | None, checkpoint_step: int) -> int:
 def trains_alone(lease: Lease | None, attempts: int) -> bool:
     """Whether a job that is claimed shall be trained beside no other.
 
-    The last attempt at it has ended with its trainer, or it comes no further: it may be what ends
-    trainers, and shall not do that to its neighbours again and again.
+    The last attempt at it ended with its trainer or for want of memory, or it comes no further: it
+    may be what ends trainers, and shall not do that to its neighbours again and again.
 
     Args:
         lease: of the last attempt.
         attempts: this claim's number in the row of claims without progress.
     """
     error = lease.error if lease else None
-    return attempts > 1 or (error is not None and error.code is ErrorCode.WORKER_CRASHED)
+    return attempts > 1 or (error is not None and error.code in _ENDS_TRAINERS)
 
 
 def _too_old(epoch: int, age_seconds: float, max_age_seconds: float) -> GiveUp:

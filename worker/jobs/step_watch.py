@@ -1,6 +1,13 @@
 """Is a training stuck? It is when no step came for ten times as long as a step usually takes."""
 
-from worker.contract.pipe import Event, StageEvent, StepEvent
+from worker.contract.pipe import (
+    Event,
+    FailedEvent,
+    FinishedEvent,
+    StageEvent,
+    StepEvent,
+    StoppedEvent,
+)
 
 #: A step may take so many times its usual time.
 TIMES_USUAL = 10.0
@@ -20,6 +27,7 @@ class StepWatch:
         self._least_seconds = least_seconds
         self._last_step_at: float | None = None
         self._patience_seconds = least_seconds
+        self._held_up_by: set[str | None] = set()
 
     def hear(self, event: Event, now: float) -> None:
         """An event came at `now`, monotonic seconds."""
@@ -29,8 +37,22 @@ class StepWatch:
         elif isinstance(event, StageEvent):
             self._last_step_at = None
 
+    def hear_beside(self, event: Event, now: float) -> None:
+        """An event of a neighbour at the trainer: while that loads or exports, steps may wait."""
+        match event:
+            case StageEvent() if event.status == "started" and event.stage != "training":
+                self._held_up_by.add(event.job_id)
+            case StageEvent() | FinishedEvent() | StoppedEvent() | FailedEvent():
+                self._held_up_by.discard(event.job_id)
+            case _:
+                return
+        if self._last_step_at is not None:
+            self._last_step_at = now
+
     def silent_seconds(self, now: float) -> float | None:
         """How long there was no step, if that is too long."""
-        if self._last_step_at is None or now - self._last_step_at <= self._patience_seconds:
+        if self._held_up_by or self._last_step_at is None:
+            return None
+        if now - self._last_step_at <= self._patience_seconds:
             return None
         return now - self._last_step_at

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import (
+    CheckpointEvent,
     Event,
     FinishedEvent,
     LogEvent,
     ReadyEvent,
-    StageEvent,
+    StepEvent,
     StopCommand,
     StoppedEvent,
     TrainCommand,
@@ -268,7 +269,7 @@ class TrainerProcess:
         self._ready_or_over.set()
 
     def _pass_on(self, event: Event) -> None:
-        """Have those hear it whom it concerns; a stage of one job may hold up the others."""
+        """Have those hear it whom it concerns. A stage of one job may hold up the others."""
         if isinstance(event, ReadyEvent):
             self.ready = event
             self._ready_or_over.set()
@@ -277,10 +278,10 @@ class TrainerProcess:
             here = list(self._conversations.values())
             if event.job_id is None:
                 concerned = here if len(here) == 1 else []
-            elif isinstance(event, StageEvent):
-                concerned = here
-            else:
+            elif isinstance(event, StepEvent | CheckpointEvent | LogEvent):
                 concerned = [one for one in here if one.job_id == event.job_id]
+            else:
+                concerned = here
             for conversation in concerned:
                 conversation.hear(event)
         if not concerned and isinstance(event, LogEvent):

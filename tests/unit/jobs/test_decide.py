@@ -12,6 +12,7 @@ from worker.jobs.decide import (
     RepeatTerminal,
     Snapshot,
     decide,
+    trains_alone,
 )
 from worker.jobs.record import LastError, Lease, Result
 
@@ -118,3 +119,29 @@ def test_a_job_that_nobody_began_in_time_is_given_up(found, age, limit, kind):
     assert isinstance(action, kind)
     if isinstance(action, GiveUp):
         assert action.code == ErrorCode.TIME_LIMIT_EXCEEDED
+
+
+STORE_AWAY = LastError(code=ErrorCode.UPLOAD_FAILED, message="503")
+CRASH = LastError(code=ErrorCode.WORKER_CRASHED, message="exit status 3")
+
+
+@pytest.mark.parametrize(
+    ("before", "attempts", "alone"),
+    [
+        (None, 1, False),
+        # interrupted, or lost with its worker after it had made progress
+        (lease(state="released"), 1, False),
+        (lease(), 1, False),
+        # no progress since: it may be what ends workers
+        (lease(), 2, True),
+        (lease(state="released", attempts=2), 2, True),
+        # its trainer ended in the last attempt, however far that had come
+        (lease(state="failed", error=CRASH), 2, True),
+        (lease(state="failed", error=CRASH), 1, True),
+        (lease(state="failed", error=FAILURE), 1, True),
+        # something else failed that may pass
+        (lease(state="failed", error=STORE_AWAY), 1, False),
+    ],
+)
+def test_what_may_have_ended_its_trainer_is_trained_beside_no_other(before, attempts, alone):
+    assert trains_alone(before, attempts) is alone
