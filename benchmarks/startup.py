@@ -2,7 +2,8 @@
 
 Measures fresh processes that import the supervisor with all that it needs, and build it; then a
 real worker that is connected to a real broker and store. The last line is one JSON object: medians
-of time and memory, memory of the connected worker, and the modules that may not be there.
+of time and memory, memory of the connected worker, also of one with `PACK_SLOTS`, and the modules
+that may not be there.
 """
 
 import json
@@ -20,6 +21,9 @@ from worker.demo.s3_server import S3Server
 
 #: Processes that are measured; the first one warms the file cache and does not count.
 RUNS = 7
+
+#: `PACK_SLOTS` of the other worker that is measured.
+PACKED = 8
 
 #: Runs in the fresh process, whose clock began when it was started.
 _PROBE = """
@@ -71,7 +75,7 @@ def measure(folder: Path) -> Start:
     return Start(figures["ended"] - began, figures["rss_mb"], figures["heavy"])
 
 
-def connected_rss_mb(folder: Path) -> float:
+def connected_rss_mb(folder: Path, pack_slots: int) -> float:
     """Peak memory of a worker's supervisor that waits for jobs, MB."""
     with RabbitMQNode(folder / "rabbitmq") as broker, S3Server() as store:
         store.client().create_bucket(Bucket="results")
@@ -82,6 +86,7 @@ def connected_rss_mb(folder: Path) -> float:
             "S3_BUCKET": "results",
             "BASE_MODELS_FILE": str(folder / "models.toml"),
             "DEFAULT_BASE_MODEL": "tiny",
+            "PACK_SLOTS": str(pack_slots),
         }
         worker = subprocess.Popen(
             [sys.executable, "-m", "worker.cli", "run"],
@@ -110,17 +115,20 @@ def _spread(values: list[float], digits: int) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = [measure(Path(folder)) for _ in range(RUNS + 1)][1:]
-        connected_mb = connected_rss_mb(Path(folder))
+        connected_mb = connected_rss_mb(Path(folder), 1)
+        packed_mb = connected_rss_mb(Path(folder), PACKED)
     seconds, memory = [run.seconds for run in runs], [run.rss_mb for run in runs]
     print(f"supervisor built, seconds: {_spread(seconds, 2)}")
     print(f"peak memory, MB:           {_spread(memory, 0)}")
-    print(f"connected worker, MB:      {connected_mb:.0f}")
+    print(f"connected worker, MB:      {connected_mb:.1f}")
+    print(f"the same, PACK_SLOTS={PACKED}, MB: {packed_mb:.1f}")
     print(
         json.dumps(
             {
                 "seconds": round(statistics.median(seconds), 3),
                 "rss_mb": round(statistics.median(memory), 1),
                 "connected_rss_mb": round(connected_mb, 1),
+                "packed_rss_mb": round(packed_mb, 1),
                 "heavy_modules": runs[0].heavy,
             }
         )

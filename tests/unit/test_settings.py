@@ -50,6 +50,10 @@ def test_the_names_that_deployments_set_keep_their_meaning(monkeypatch):
         ({"RABBITMQ_PORT": "many"}, "RABBITMQ_PORT is not valid"),
         ({"ENVIRONMENT": "prod"}, "ENVIRONMENT is not valid"),
         ({"LEASE_RENEW_SECONDS": "170"}, "LEASE_RENEW_SECONDS must be at most half"),
+        (
+            {"PACK_SLOTS": "8", "GPUS_PER_TRAINER": "2"},
+            "PACK_SLOTS and GPUS_PER_TRAINER cannot both",
+        ),
         ({"ENVIRONMENT": "production"}, "INTERNAL_API_TOKEN is missing"),
         (
             {"ENVIRONMENT": "production", "WEBHOOK_BASE_URL": "http://api"},

@@ -102,6 +102,9 @@ def disk(settings: Settings) -> list[Finding]:
     if free < SPARE_DISK_BYTES:
         need = SPARE_DISK_BYTES // _MIB
         return [_failed("disk", f"{sentence}; a job needs {need} MiB beside its pictures")]
+    if free < SPARE_DISK_BYTES * settings.pack_slots:
+        need = SPARE_DISK_BYTES * settings.pack_slots // _MIB
+        return [_warning("disk", f"{sentence}; PACK_SLOTS={settings.pack_slots} needs {need} MiB")]
     return [Finding("disk", "ok", sentence)]
 
 

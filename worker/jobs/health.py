@@ -110,7 +110,7 @@ class Health:
     def checks(self) -> dict[str, dict[str, Any]]:
         """What must be there, each with whether it is and one clause."""
         connected = self.consumers["jobs"].connected
-        up = sum(trainer.is_up for trainer in self.trainers)
+        trainer = self._trainers_up()
         problem = self.surroundings.store_problem
         return {
             "broker": {
@@ -118,10 +118,7 @@ class Health:
                 "detail": "connected" if connected else "the broker cannot be reached",
             },
             "store": {"ok": not problem, "detail": problem or "answers"},
-            "trainer": {
-                "ok": up > 0,
-                "detail": f"{up} of {len(self.trainers)} up" if up else "no trainer is up yet",
-            },
+            "trainer": {"ok": bool(trainer), "detail": trainer or "no trainer is up yet"},
         }
 
     def status(self) -> dict[str, Any]:
@@ -150,6 +147,14 @@ class Health:
             "counts": counts,
             **self.activity.as_dict(),
         }
+
+    def _trainers_up(self) -> str:
+        """How many are up and how many jobs they have, as a clause; empty if none is."""
+        up = sum(trainer.is_up for trainer in self.trainers)
+        clause = f"{up} of {len(self.trainers)} up" if up else ""
+        if clause and self.slots_a_trainer > 1:
+            clause += f", {self._training()} of {self._slots()} slots train"
+        return clause
 
     def _slots(self) -> int:
         return len(self.trainers) * self.slots_a_trainer

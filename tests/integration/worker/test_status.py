@@ -170,6 +170,29 @@ def test_a_job_is_counted_by_outcome_stage_step_and_webhook(site, port, asked):
     assert not any(message["job_id"] in line for line in lines), "an id in a label"
 
 
+def test_of_several_jobs_at_one_trainer_each_is_shown_and_they_are_counted(site, port, asked):
+    endless = {"max_train_steps": 50_000}
+    with with_status(site, port, PACK_SLOTS="4") as worker:
+        eventually(asked.ready)
+        messages = [site.message(style_id=s, parameters=endless) for s in (10, 11, 12)]
+        for message in messages:
+            site.publish(message)
+        for message in messages:
+            worker.wait_for_log("stage_started", stage="training", job_id=message["job_id"])
+        status = asked.json("/status")
+        assert (status["worker"]["slots"], status["worker"]["training"]) == (4, 3)
+        assert {job["job_id"] for job in status["jobs"]} == {m["job_id"] for m in messages}
+        assert {job["slot"] for job in status["jobs"]} == {0, 1, 2}
+        assert status["checks"]["trainer"]["detail"] == "1 of 1 up, 3 of 4 slots train"
+        lines = asked.get("/metrics")[1].splitlines()
+    for line in (
+        "lora_worker_slots 4.0",
+        "lora_worker_jobs_running 3.0",
+        "lora_worker_jobs_training 3.0",
+    ):
+        assert line in lines
+
+
 def test_no_page_shows_a_secret(site, port, asked):
     with with_status(site, port):
         eventually(asked.ready)

@@ -132,3 +132,13 @@ def test_a_model_of_the_hub_is_found_in_its_cache_by_revision(model, tmp_path, m
     assert folder_of(entry) == cached / "snapshots" / "abc"
     assert folder_of(entry.model_copy(update={"revision": "abc"})) == cached / "snapshots" / "abc"
     assert folder_of(entry.model_copy(update={"revision": "def"})) is None
+
+
+def test_jobs_at_a_time_need_a_disk_for_all_of_them(monkeypatch, tmp_path, mocker):
+    monkeypatch.setenv("WORK_DIR", str(tmp_path))
+    usage = mocker.patch("shutil.disk_usage")
+    usage.return_value.free = 2 * fitness.SPARE_DISK_BYTES
+    assert [found.verdict for found in fitness.disk(load_settings())] == ["ok"]
+    monkeypatch.setenv("PACK_SLOTS", "8")
+    [found] = fitness.disk(load_settings())
+    assert (found.verdict, "PACK_SLOTS=8 needs 4096 MiB" in found.sentence) == ("warning", True)
