@@ -38,6 +38,9 @@ from worker.contract.pipe import (
 CRASHES, CRASHES_ONCE, SEGFAULTS, OUT_OF_MEMORY, NOISY, HANGS, HANGS_LATER = range(900, 907)
 DIVERGES = 907
 
+#: Exit status where the supervisor gave it a job beside one that it may not share with.
+NOT_ALLOWED = 4
+
 AS_PROGRAM = sys.argv[0].endswith("trainer.py")
 _parser = argparse.ArgumentParser()
 _parser.add_argument("step_seconds", nargs="?", type=float, default=0.01)
@@ -78,7 +81,7 @@ def begin(command: TrainCommand) -> None:
     alone = any(one.alone for one in everybody) or companies & {None} or len(companies) > 1
     if len(everybody) > (1 if alone else ASKED.slots) or command.job_id in running:
         print(f"{command.job_id} may not begin beside {list(running)}", file=sys.stderr, flush=True)
-        os._exit(4)
+        os._exit(NOT_ALLOWED)
     running[command.job_id] = command
     threading.Thread(target=serve, args=[command], daemon=True).start()
 

@@ -24,6 +24,7 @@ from tests.faults import (
     duplicates,
     failing_calls,
     overlap,
+    packed,
     receivers,
     resources,
     signals,
@@ -90,6 +91,7 @@ def all_cases(points: Sequence[Point], given_broker: str | None) -> list[Case]:
         *crash_points.cases(points),
         *failing_calls.cases(points),
         *overlap.cases(points),
+        *packed.cases(points),
     ]
 
 

@@ -11,7 +11,7 @@ from tests.faults.scene import Lab, scene, wait
 from tests.faults.tracing import Point, has_effect, publish_job
 
 #: Time in which a zombie would have done its harm, seconds.
-_HARM_SECONDS = 2.0
+HARM_SECONDS = 2.0
 
 
 def cases(points: Sequence[Point]) -> Iterator[Case]:
@@ -31,7 +31,7 @@ def _play(lab: Lab, fault: Fault) -> Counts:
         result = f"jobs/{job_id}/result.json"
         before = played.site.objects(result)
         zombie.signal(signal.SIGCONT)
-        wait(_HARM_SECONDS)
+        wait(HARM_SECONDS)
         counts = played.finish()
         expect(counts, played.site.objects(result) == before, "the result was overwritten")
         expect(counts, counts.committed == 1, "the job is not completed")
