@@ -32,6 +32,17 @@ class Conditions:
             None if ids is None else ids.to(device),
         )
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Conditions]") -> "Conditions":
+        """Those of several micro-batches of one family, one after another."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        ids = [part.time_ids for part in parts if part.time_ids is not None]
+        return cls(
+            torch.cat([part.states for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(ids) if ids else None,
+        )
+
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """The UNet's arguments, in its dtype; time ids stay as they are."""
         arguments: dict[str, Any] = {"encoder_hidden_states": self.states.to(dtype)}
