@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from worker.training.baton import breathe
 from worker.training.families.family import Family, Shown, TextEncoder
 
 
@@ -89,7 +90,10 @@ def encode_captions(
     family: Family, encoders: Sequence[TextEncoder], captions: Sequence[str]
 ) -> Captions:
     """Encode each of C distinct captions, and the empty prompt, once."""
-    prompts = [family.encode(encoders, caption) for caption in [*captions, ""]]
+    prompts = []
+    for caption in [*captions, ""]:
+        breathe()
+        prompts.append(family.encode(encoders, caption))
     pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
     tokens = [encoders[0].tokens(caption) for caption in [*captions, ""]]
     return Captions(

@@ -1,10 +1,10 @@
 """One optimizer step: its micro-batches drawn, passed forward and backward, and the optimizer's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,9 @@ from worker.training.recording import RecordedPass
 from worker.training.sampler import Sample, derived_seed, draw, step_samples
 from worker.training.validation import Validation
 
+if TYPE_CHECKING:
+    from worker.training.seat import Seat
+
 
 @dataclass
 class Trainee:
@@ -36,7 +39,7 @@ class Trainee:
         text_encoder: where it is trained too; then captions are encoded at each step.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
-        passes: how a micro-batch goes forward and backward; `pass_alone` if None.
+        seat: where its passes are made; each by itself if None.
     """
 
     unet: UNet2DConditionModel
@@ -51,7 +54,7 @@ class Trainee:
     text_encoder: Any = None
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
-    passes: "Callable[[Work], torch.Tensor] | None" = None
+    seat: "Seat | None" = None
 
     def __post_init__(self) -> None:
         self.rates = torch.full_like(self.losses, torch.nan, dtype=torch.float64)
@@ -115,7 +118,7 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     batches = step_samples(lesson.plan, lesson.seed, trainee.step, lesson.trained)
     samples, device = sum(len(batch) for batch in batches), trainee.losses.device
     loss = torch.zeros((), device=device)
-    passed = trainee.passes or pass_alone
+    passed = pass_alone if trainee.seat is None else trainee.seat.take_part
     with trainee.ranks.together():
         for number, batch in trainee.ranks.share(batches):
             loss += passed(
