@@ -4,6 +4,7 @@ What has to be so before anything else runs: it ends with its supervisor, and no
 goes out on its stdout.
 """
 
+import argparse
 import ctypes
 import os
 import signal
@@ -38,8 +39,22 @@ def do_without(module: str) -> None:
     sys.modules[module] = None  # type: ignore[assignment] # the import system's word for it
 
 
+def arguments() -> argparse.Namespace:
+    """What the supervisor says of the trainer it starts."""
+    parser = argparse.ArgumentParser(prog="python -m worker.training", description=__doc__)
+    parser.add_argument("--slots", type=int, default=1, help="jobs that are trained at a time")
+    parser.add_argument(
+        "--pack-wait-seconds",
+        type=float,
+        default=0.0,
+        help="how long a job waits for another to share its passes, before its first step",
+    )
+    return parser.parse_args()
+
+
 def main() -> NoReturn:
     """Serve the process that started us, then end."""
+    options = arguments()
     die_with_parent()
     events = private_event_pipe()
     # Accelerate would load it for SageMaker's sake, and a trainer has no network.
@@ -47,7 +62,12 @@ def main() -> NoReturn:
     # Only now: these are the heavy libraries, which may print, and take seconds to import.
     from worker.training.service import serve  # noqa: PLC0415
 
-    serve(sys.stdin.buffer, events)
+    serve(
+        sys.stdin.buffer,
+        events,
+        slots=options.slots,
+        pack_wait_seconds=options.pack_wait_seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The base model: loaded from a folder or the hub's cache, frozen, kept warm across jobs."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -47,6 +47,21 @@ class LoadedBaseModel:
     schedule: NoiseSchedule
     prediction_type: str
 
+    def serves(self, entry: BaseModelEntry, arithmetic: Arithmetic) -> bool:
+        """Whether the weights in memory are those that would be loaded."""
+        mine = self.entry, self.arithmetic.device, self.arithmetic.base_dtype
+        return mine == (entry, arithmetic.device, arithmetic.base_dtype)
+
+
+class Shelf(Protocol):
+    """Where a job takes its base model from."""
+
+    def get(self, entry: BaseModelEntry, arithmetic: Arithmetic) -> LoadedBaseModel:
+        """The model, clean of any adapter. Raises `JobError` BASE_MODEL_UNAVAILABLE."""
+
+    def tidy(self) -> None:
+        """Take the job's adapter off."""
+
 
 class BaseModelShelf:
     """Keeps the last base model, so that the next job of its kind starts warm."""
@@ -58,7 +73,7 @@ class BaseModelShelf:
     def get(self, entry: BaseModelEntry, arithmetic: Arithmetic) -> LoadedBaseModel:
         """The model, clean of any adapter. Raises `JobError` BASE_MODEL_UNAVAILABLE."""
         kept = self._model
-        if kept is None or not _serves(kept, entry, arithmetic):
+        if kept is None or not kept.serves(entry, arithmetic):
             self._model = kept = None  # free the old one before the new one is loaded
             self._model = kept = load_base_model(entry, arithmetic, allow_hub=self.allow_hub)
         kept.arithmetic = arithmetic
@@ -71,15 +86,6 @@ class BaseModelShelf:
             remove_adapter(self._model.unet)
             for encoder in self._model.text_encoders:
                 remove_text_adapter(encoder.model)
-
-
-def _serves(kept: LoadedBaseModel, entry: BaseModelEntry, arithmetic: Arithmetic) -> bool:
-    """Whether the weights in memory are those that would be loaded."""
-    return (kept.entry, kept.arithmetic.device, kept.arithmetic.base_dtype) == (
-        entry,
-        arithmetic.device,
-        arithmetic.base_dtype,
-    )
 
 
 def load_base_model(

@@ -132,6 +132,12 @@ def load_checkpoint(
     return list(dict.fromkeys([*header["inexactly"], *differences(header["made_in"], made_in)]))
 
 
+def made_in(path: Path) -> dict[str, str]:
+    """The environment that a checkpoint was made in. Raises `CheckpointUnusable`."""
+    header, _ = _read(path)
+    return dict(header["made_in"])
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:

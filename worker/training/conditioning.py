@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from worker.training.baton import breathe
 from worker.training.families.family import Family, Shown, TextEncoder
 
 
@@ -30,6 +31,17 @@ class Conditions:
             self.states.to(device),
             None if pooled is None else pooled.to(device),
             None if ids is None else ids.to(device),
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Conditions]") -> "Conditions":
+        """Those of several micro-batches of one family, one after another."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        ids = [part.time_ids for part in parts if part.time_ids is not None]
+        return cls(
+            torch.cat([part.states for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(ids) if ids else None,
         )
 
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
@@ -78,7 +90,10 @@ def encode_captions(
     family: Family, encoders: Sequence[TextEncoder], captions: Sequence[str]
 ) -> Captions:
     """Encode each of C distinct captions, and the empty prompt, once."""
-    prompts = [family.encode(encoders, caption) for caption in [*captions, ""]]
+    prompts = []
+    for caption in [*captions, ""]:
+        breathe()
+        prompts.append(family.encode(encoders, caption))
     pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
     tokens = [encoders[0].tokens(caption) for caption in [*captions, ""]]
     return Captions(

@@ -25,6 +25,7 @@ from peft.utils import get_peft_model_state_dict
 
 from worker.contract.errors import ErrorCode, JobError
 from worker.training.adapter import unload_adapters
+from worker.training.baton import breathe
 from worker.training.conditioning import random_conditions
 from worker.training.families.known import family_of
 from worker.training.kohya import TEXT_ENCODER, kohya_header, kohya_weights, tuned_by_comfyui
@@ -172,6 +173,7 @@ def _verify(part: _Part, files: list[Path]) -> float:
         wanted = part.run(part.trained)
     dtype, largest = next(part.trained.parameters()).dtype, 0.0
     for file in files:
+        breathe()
         if part.trained.peft_config[ADAPTER].use_dora and file.name == KOHYA_FILE:
             wrong, output = _read_as_comfyui_does(part, file)
         else:

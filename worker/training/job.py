@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.training.base_model import (
-    BaseModelShelf,
     LoadedBaseModel,
+    Shelf,
     text_encoder_of_same_weights,
     unet_of_same_weights,
 )
+from worker.training.baton import breathe
 from worker.training.dataset_report import log_events
 from worker.training.device import (
     Arithmetic,
@@ -49,10 +50,16 @@ from worker.training.previews import Drawn, draw_previews, is_cheap, previews_wa
 from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
+from worker.training.seat import Seat
 from worker.training.step import Lesson, Trainee
 
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]
+
+#: Gives a job that is about to train its place among others.
+Seated = Callable[
+    [TrainCommand, LoadedBaseModel, Lesson, Report, ShouldStop], AbstractContextManager[Seat]
+]
 
 _GIB = 2**30
 
@@ -67,14 +74,21 @@ class _Stopped(Exception):  # noqa: N818 - what happened, in one word
         self.reason: StopReason = reason
 
 
+@contextmanager
+def by_itself(*_: object) -> Iterator[Seat]:
+    """A place where there are no others."""
+    yield Seat()
+
+
 def run_job(
     command: TrainCommand,
-    shelf: BaseModelShelf,
+    shelf: Shelf,
     device: torch.device,
     *,
     report: Report,
     should_stop: ShouldStop,
     ranks: Ranks = ALONE,
+    seated: Seated = by_itself,
 ) -> FinishedEvent | StoppedEvent | None:
     """Train, export and verify one job.
 
@@ -87,6 +101,7 @@ def run_job(
         report: told of everything in between.
         should_stop: looked at between pictures and between steps; the same in all processes.
         ranks: who else trains this job.
+        seated: gives the job its place among others that train.
 
     Raises:
         JobError: what the sender can be told.
@@ -103,9 +118,11 @@ def run_job(
             model = shelf.get(command.base_model, arithmetic)
             material, lesson = _prepare(command, model, report, should_stop, ranks)
         with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
-            training = Training(command, model, lesson, report, ranks)
-            resumed = training.resume()
-            if reason := training.run(should_stop):
+            with seated(command, model, lesson, report, should_stop) as seat:
+                training = Training(command, model, lesson, report, ranks, seat)
+                resumed = training.resume()
+                reason = training.run(should_stop)
+            if reason:
                 return training.stopped(reason)
             if not ranks.is_first:
                 return None
@@ -119,7 +136,7 @@ def run_job(
                 resumed=resumed,
                 training_seconds=clock["training"],
             )
-            metadata |= {"dataset": counts(material.rows), **validated}
+            metadata |= {"dataset": counts(material.rows), **validated, **seat.summary()}
             adapters = _export(command, training.trainee, lesson, material.pictures)
             with _clocked("previews", clock):
                 drawn = _preview(command, model, training.trainee, lesson, should_stop)
@@ -216,6 +233,7 @@ def _export_this(
         training=training_facts(command, lesson, captions),
         text_encoder=trainee.text_encoder,
     )
+    breathe()
     verify_adapter(
         trainee.unet,
         files=adapters,
@@ -267,7 +285,9 @@ def _until_told_to_stop(
     """`images`, with a look before each and after the last: a thousand take minutes to encode."""
     for image in images:
         _stop_if_told(should_stop)
+        breathe()
         yield image
+    breathe()
     _stop_if_told(should_stop)
 
 

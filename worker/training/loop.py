@@ -51,7 +51,10 @@ def train(
     saved_at = reported_at
     step_seconds: deque[float] = deque(maxlen=_REMEMBERED)
     trainee.unet.train()
-    prepare_launch(trainee, lesson, report)
+    if trainee.seat is None:
+        prepare_launch(trainee, lesson, report)
+    else:
+        trainee.seat.prepare(trainee, lesson, report)
     while trainee.step < lesson.plan.total_steps:
         if reason := should_stop():
             check_finite(trainee, reported)

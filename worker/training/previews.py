@@ -19,6 +19,7 @@ from PIL import Image
 from worker.contract.manifest import PREVIEWS, Preview
 from worker.contract.parameters import TrainingParameters
 from worker.training.base_model import LoadedBaseModel
+from worker.training.baton import breathe
 from worker.training.step import Lesson, Trainee
 
 #: Steps of the sampler, and how strongly it follows the prompt.
@@ -174,6 +175,7 @@ def _draw(brush: _Brush, prompt: str, seed: int, should_stop: ShouldStop) -> Ima
     def look(_pipeline: Any, _step: int, _timestep: Any, held: dict[str, Any]) -> dict[str, Any]:
         if should_stop():
             raise _Stopped
+        breathe()
         return held
 
     look(pipeline, 0, 0, {})

@@ -13,6 +13,7 @@ from worker.training.checkpoint import (
     CheckpointUnusable,
     fingerprint,
     load_checkpoint,
+    made_in,
     save_checkpoint,
 )
 from worker.training.environment import environment
@@ -21,8 +22,15 @@ from worker.training.library_optimizer import package_version
 from worker.training.loop import StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.ranks import ALONE, Ranks
+from worker.training.seat import Seat
 from worker.training.step import Lesson, Trainee
 from worker.training.validation import in_words, steps_between, thinned
+
+#: What a checkpoint calls whom the last pass was shared with.
+COMPANY = "company in a pass"
+
+#: There is nothing to compare the company of the next pass with.
+_NOT_ASKED = "not asked"
 
 
 class Training:
@@ -35,6 +43,7 @@ class Training:
         lesson: Lesson,
         report: Callable[[Event], None],
         ranks: Ranks = ALONE,
+        seat: Seat | None = None,
     ) -> None:
         """Put a fresh adapter on the model, with its optimizer and schedule."""
         self._command, self._lesson, self._report = command, lesson, report
@@ -55,7 +64,9 @@ class Training:
             text_encoder=text_encoder,
             losses=torch.full((plan.total_steps,), torch.nan, device=model.arithmetic.device),
             ranks=ranks,
+            seat=seat,
         )
+        self._seat = seat or Seat()
         self._belongs_to = fingerprint(
             rules,
             command.seed,
@@ -63,6 +74,8 @@ class Training:
             tuple(image.caption for image in command.images),
             command.base_model.name,
         )
+        self._seat.belongs_to = self._belongs_to
+        self._company_before: str | None = _NOT_ASKED
         self._made_in = environment(model.arithmetic.device) | package_version(rules.optimizer)
         self._planned_steps = plan.total_steps
         self._steps_between_looks = steps_between(rules, plan, PASSES)
@@ -74,6 +87,10 @@ class Training:
         rounding = {"micro-batch": str(plan.micro_batch), "compiled": str(plan.compiled)}
         if self.trainee.ranks.count > 1:
             rounding["number of processes"] = str(self.trainee.ranks.count)
+        asked = self._company_before is not _NOT_ASKED
+        company = self._company_before if asked else self._seat.company
+        if company is not None:
+            rounding[COMPANY] = company
         return {"belongs_to": self._belongs_to, "made_in": self._made_in | rounding}
 
     def resume(self) -> dict[str, Any]:
@@ -82,17 +99,14 @@ class Training:
         if path is None:
             return {"resumed": False, "resumed_exactly": True}
         try:
+            # Whether the company is the same shows at the first pass.
+            self._company_before = made_in(Path(path)).get(COMPANY)
             self._inexactly = load_checkpoint(self.trainee, Path(path), **self._fits)
         except CheckpointUnusable as error:
+            self._company_before = _NOT_ASKED
             self._log("warning", "checkpoint_not_used", reason=str(error))
             return {"resumed": False, "resumed_exactly": True}
-        found: dict[str, Any] = {
-            "resumed": True,
-            "resumed_exactly": not self._inexactly,
-            "resumed_at_step": self.trainee.step,
-        }
-        if self._inexactly:
-            found["resumed_inexactly_because"] = "; ".join(self._inexactly)
+        found = {"resumed": True, **self._exactness(), "resumed_at_step": self.trainee.step}
         self._log("info", "training_resumed", **found)
         return found
 
@@ -104,7 +118,7 @@ class Training:
             report=self._report,
             should_stop=should_stop,
             checkpoint=self._checkpoint,
-            after_step=self._look_if_due,
+            after_step=self._after_step,
         )
 
     def conclude(self) -> dict[str, Any]:
@@ -133,7 +147,28 @@ class Training:
             "evaluation_loss_before": validation.base,
             "evaluation_loss_after": loss,
             "validation": found,
+            **(self._exactness() if self._inexactly else {}),
         }
+
+    def _exactness(self) -> dict[str, Any]:
+        """Whether the training went on exactly where it had been interrupted, and why not."""
+        found: dict[str, Any] = {"resumed_exactly": not self._inexactly}
+        if self._inexactly:
+            found["resumed_inexactly_because"] = "; ".join(self._inexactly)
+        return found
+
+    def _after_step(self) -> None:
+        if self._company_before is not _NOT_ASKED:
+            self._compare_company(self._company_before)
+            self._company_before = _NOT_ASKED
+        self._look_if_due()
+
+    def _compare_company(self, before: str | None) -> None:
+        """Products of several jobs add up in another order than those of one, or of others."""
+        now = self._seat.company
+        if now != before:
+            self._inexactly.append(f"{COMPANY}: {now or 'none'} here, {before or 'none'} before")
+            self._log("info", "company_is_another", **self._exactness())
 
     def _look_if_due(self) -> None:
         every = self._steps_between_looks
@@ -158,12 +193,13 @@ class Training:
         )
 
     def _checkpoint(self) -> Path:
-        path = save_checkpoint(
-            self.trainee,
-            Path(self._command.checkpoint_dir),
-            **self._fits,
-            inexactly=self._inexactly,
-        )
+        with self._seat.away():
+            path = save_checkpoint(
+                self.trainee,
+                Path(self._command.checkpoint_dir),
+                **self._fits,
+                inexactly=self._inexactly,
+            )
         self._report(CheckpointEvent(step=self.trainee.step, path=str(path)))
         return path
 

@@ -3,6 +3,7 @@
 Of a trainer with several processes the first one serves; the others follow.
 """
 
+import functools
 import gc
 import os
 import queue
@@ -11,8 +12,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from pydantic import ValidationError
 
@@ -21,9 +24,11 @@ from worker.contract.pipe import (
     EXIT_CHECKPOINTED,
     Event,
     FailedEvent,
+    FinishedEvent,
     LogEvent,
     ReadyEvent,
     StopCommand,
+    StoppedEvent,
     TrainCommand,
     parse_command,
 )
@@ -31,8 +36,10 @@ from worker.training.base_model import BaseModelShelf
 from worker.training.device import device_memory_bytes, device_name, this_device
 from worker.training.job import run_job
 from worker.training.loop import StopReason
+from worker.training.packing.together import Together
 from worker.training.ranks import Ranks, join
 from worker.training.result import versions
+from worker.training.seat import Seat
 
 #: What the first process says to the others in place of a job when it ends.
 _NO_MORE = "no more"
@@ -41,15 +48,45 @@ _NO_MORE = "no more"
 _LAST_WORDS_SECONDS = 5.0
 
 
-class Service:
-    """Reads commands on a thread of its own, trains on the main one."""
+class _Running:
+    """A job that runs, and why it is to stop if it is."""
 
-    def __init__(self, commands: BinaryIO, events: BinaryIO, ranks: Ranks) -> None:
+    def __init__(self) -> None:
+        self.stop: StopReason | None = None
+        self.seated = False
+
+
+class Service:
+    """Reads commands on a thread of its own; trains on the main one, or each job on its own.
+
+    With one slot there is one job at a time, on the main thread. With several they share the device
+    and their passes (`packing`).
+    """
+
+    def __init__(
+        self,
+        commands: BinaryIO,
+        events: BinaryIO,
+        ranks: Ranks,
+        *,
+        slots: int = 1,
+        pack_wait_seconds: float = 0.0,
+    ) -> None:
+        """Serve on these pipes.
+
+        Args:
+            commands: from the supervisor.
+            events: to it.
+            ranks: who else trains the same jobs; then there is one slot.
+            slots: jobs at a time.
+            pack_wait_seconds: how long a job that is alone waits for company before it trains.
+        """
         self._commands, self._events, self._ranks = commands, events, ranks
+        self._slots, self._pack_wait_seconds = slots, pack_wait_seconds
         self._jobs: queue.SimpleQueue[TrainCommand | None] = queue.SimpleQueue()
-        self._stop: StopReason | None = None
-        self._busy = False
+        self._running: dict[str, _Running] = {}
         self._terminated = False
+        self._together: Together | None = None
         self._write_lock = threading.Lock()
 
     def run(self) -> int:
@@ -62,41 +99,112 @@ class Service:
                 device_name=device_name(device),
                 device_memory_bytes=device_memory_bytes(device),
                 versions=versions(),
+                slots=self._slots,
             )
         )
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         shelf = BaseModelShelf()
-        while (command := self._jobs.get()) is not None:
-            ended = self._train(command, shelf)
-            # Free before the word is out: whoever hears it may send the next job at once.
-            self._busy, self._stop = False, None
-            self._say(ended)
-            # Optimizer and scaler hold each other, and with them memory of the device.
-            gc.collect()
-            if self._terminated:
-                break
+        if self._slots > 1:
+            self._serve_together(shelf)
+        else:
+            self._serve_one_by_one(shelf)
         self._ranks.from_first(_NO_MORE)
         return EXIT_CHECKPOINTED if self._terminated else 0
 
     def terminate(self, _number: int, _frame: FrameType | None) -> None:
         """SIGTERM: finish the step, leave a checkpoint, end."""
-        self._terminated, self._stop = True, "drain"
-        if not self._busy:
+        self._terminated = True
+        if self._together is not None:
+            self._together.pack.drain()
+        if not self._running:
             self._jobs.put(None)
 
-    def _train(self, command: TrainCommand, shelf: BaseModelShelf) -> Event:
-        shelf.allow_hub = command.allow_hub
-        self._ranks.from_first(command)
+    def _serve_one_by_one(self, shelf: BaseModelShelf) -> None:
+        while (command := self._jobs.get()) is not None:
+            shelf.allow_hub = command.allow_hub
+            self._ranks.from_first(command)
+            ended = self._outcome(command, functools.partial(self._train_alone, command, shelf))
+            self._end(command, ended)
+            if self._terminated:
+                break
+
+    def _train_alone(
+        self, command: TrainCommand, shelf: BaseModelShelf, report: Callable[[Event], None]
+    ) -> FinishedEvent | StoppedEvent | None:
+        running = self._running[command.job_id]
+        return run_job(
+            command,
+            shelf,
+            this_device(),
+            report=report,
+            should_stop=lambda: self._ranks.from_first(self._stop_of(running)),
+            ranks=self._ranks,
+        )
+
+    def _serve_together(self, shelf: BaseModelShelf) -> None:
+        self._together = together = Together(
+            shelf, slots=self._slots, wait_seconds=self._pack_wait_seconds
+        )
+        threads: list[threading.Thread] = []
+        while (command := self._jobs.get()) is not None:
+            shelf.allow_hub = command.allow_hub
+            threads = [thread for thread in threads if thread.is_alive()]
+            thread = threading.Thread(
+                target=self._train_together,
+                args=(together, command),
+                name=command.job_id,
+                daemon=True,
+            )
+            threads.append(thread)
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _train_together(self, together: Together, command: TrainCommand) -> None:
+        running = self._running[command.job_id]
+
+        def should_stop() -> StopReason | None:
+            return self._stop_of(running)
+
+        @contextmanager
+        def seated(*args: Any) -> Iterator[Seat]:
+            with together.seated(*args) as seat:
+                running.seated = True
+                yield seat
+                running.seated = False
+
+        def train(report: Callable[[Event], None]) -> FinishedEvent | StoppedEvent | None:
+            with together.job(command, report, should_stop) as shelf:
+                return run_job(
+                    command,
+                    shelf,
+                    this_device(),
+                    report=report,
+                    should_stop=should_stop,
+                    seated=seated,
+                )
+
+        self._end(command, self._outcome(command, train))
+        if self._terminated and not self._running:
+            self._jobs.put(None)
+
+    def _stop_of(self, running: _Running) -> StopReason | None:
+        """Why a job is to stop; those that train in step are drained after the same step."""
+        if running.stop is not None:
+            return running.stop
+        if running.seated and self._together is not None:
+            return "drain" if self._together.pack.drains else None
+        return "drain" if self._terminated else None
+
+    def _outcome(
+        self,
+        command: TrainCommand,
+        train: Callable[[Callable[[Event], None]], FinishedEvent | StoppedEvent | None],
+    ) -> Event:
+        """How a job ended, in the words of the pipe."""
         about = {"job_id": command.job_id}
         try:
-            ended = run_job(
-                command,
-                shelf,
-                this_device(),
-                report=lambda event: self._say(event.model_copy(update=about)),
-                should_stop=lambda: self._ranks.from_first(self._stop),
-                ranks=self._ranks,
-            )
+            ended = train(lambda event: self._say(event.model_copy(update=about)))
             assert ended is not None  # noqa: S101 - this is the first process
             return ended.model_copy(update=about)
         except JobError as error:
@@ -116,6 +224,13 @@ class Service:
                 detail=traceback.format_exc(),
             )
 
+    def _end(self, command: TrainCommand, ended: Event) -> None:
+        # Free before the word is out: whoever hears it may send the next job at once.
+        del self._running[command.job_id]
+        self._say(ended)
+        # Optimizer and scaler hold each other, and with them memory of the device.
+        gc.collect()
+
     def _listen(self) -> None:
         for line in self._commands:
             try:
@@ -128,16 +243,17 @@ class Service:
                 self._say(LogEvent(level="error", event="command_not_understood", fields=problem))
                 continue
             if isinstance(command, StopCommand):
-                if self._busy:
-                    self._stop = command.reason
-            elif self._busy:
+                for job_id, running in list(self._running.items()):
+                    if command.job_id in (None, job_id):
+                        running.stop = command.reason
+            elif len(self._running) >= self._slots or command.job_id in self._running:
                 fields = {"job_id": command.job_id}
                 self._say(LogEvent(level="error", event="command_while_busy", fields=fields))
             else:
-                self._busy = True
+                self._running[command.job_id] = _Running()
                 self._jobs.put(command)
         # The supervisor is gone or done with us. Nobody would hear of a running job's end.
-        if self._busy:
+        if self._running:
             os._exit(EXIT_CHECKPOINTED)
         self._jobs.put(None)
 
@@ -177,12 +293,16 @@ def follow(ranks: Ranks) -> NoReturn:
     os._exit(0)
 
 
-def serve(commands: BinaryIO, events: BinaryIO) -> NoReturn:
-    """Serve the process that started us, then end."""
+def serve(
+    commands: BinaryIO, events: BinaryIO, *, slots: int = 1, pack_wait_seconds: float = 0.0
+) -> NoReturn:
+    """Serve the process that started us, then end; the arguments are those of `Service`."""
     ranks = join()
     if not ranks.is_first:
         follow(ranks)
-    service = Service(commands, events, ranks)
+    # One job on several devices has them to itself.
+    slots = slots if ranks.count == 1 else 1
+    service = Service(commands, events, ranks, slots=slots, pack_wait_seconds=pack_wait_seconds)
     signal.signal(signal.SIGTERM, service.terminate)
     # A terminal's Ctrl-C is for the supervisor, which tells us what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,9 @@ from worker.training.recording import RecordedPass
 from worker.training.sampler import Sample, derived_seed, draw, step_samples
 from worker.training.validation import Validation
 
+if TYPE_CHECKING:
+    from worker.training.seat import Seat
+
 
 @dataclass
 class Trainee:
@@ -36,6 +39,7 @@ class Trainee:
         text_encoder: where it is trained too; then captions are encoded at each step.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
+        seat: where its passes are made; each by itself if None.
     """
 
     unet: UNet2DConditionModel
@@ -50,6 +54,7 @@ class Trainee:
     text_encoder: Any = None
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
+    seat: "Seat | None" = None
 
     def __post_init__(self) -> None:
         self.rates = torch.full_like(self.losses, torch.nan, dtype=torch.float64)
@@ -88,6 +93,22 @@ class Lesson:
         self.trained = self.dataset.by_bucket(without=self.held_out)
 
 
+@dataclass(frozen=True)
+class Work:
+    """A micro-batch on the device, to go forward and backward.
+
+    Attributes:
+        share: what each sample weighs in its step, a scalar on the device.
+        dropout_seed: the random state that the pass begins with.
+    """
+
+    trainee: Trainee
+    lesson: Lesson
+    batch: Batch
+    share: torch.Tensor
+    dropout_seed: int
+
+
 def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     """One optimizer step; returns its mean loss, a scalar on the device.
 
@@ -97,16 +118,18 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     batches = step_samples(lesson.plan, lesson.seed, trainee.step, lesson.trained)
     samples, device = sum(len(batch) for batch in batches), trainee.losses.device
     loss = torch.zeros((), device=device)
+    passed = pass_alone if trainee.seat is None else trainee.seat.take_part
     with trainee.ranks.together():
         for number, batch in trainee.ranks.share(batches):
-            # Dropout draws from torch's global generator: its masks, too, come from the counters.
-            torch.manual_seed(derived_seed(lesson.seed, "dropout", trainee.step, number))
-            numbers = drawn(lesson, batch).to(device)
-            share = torch.full((), 1 / samples, device=device)
-            if trainee.recorded is not None and trainee.recorded.fits(numbers):
-                loss += trainee.recorded(numbers, share)
-            else:
-                loss += run_pass(trainee, lesson, numbers, share)
+            loss += passed(
+                Work(
+                    trainee,
+                    lesson,
+                    drawn(lesson, batch).to(device),
+                    torch.full((), 1 / samples, device=device),
+                    derived_seed(lesson.seed, "dropout", trainee.step, number),
+                )
+            )
     loss = trainee.ranks.add_up(trainee.adapter.buffer, loss)
     if lesson.parameters.max_grad_norm > 0:
         trainee.accelerator.clip_grad_norm_(
@@ -116,6 +139,16 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     return loss
+
+
+def pass_alone(work: Work) -> torch.Tensor:
+    """Pass a micro-batch by itself, recorded where that can be had; as `run_pass`."""
+    # Dropout draws from torch's global generator: its masks, too, come from the counters.
+    torch.manual_seed(work.dropout_seed)
+    trainee = work.trainee
+    if trainee.recorded is not None and trainee.recorded.fits(work.batch):
+        return trainee.recorded(work.batch, work.share)
+    return run_pass(trainee, work.lesson, work.batch, work.share)
 
 
 def run_pass(trainee: Trainee, lesson: Lesson, batch: Batch, share: torch.Tensor) -> torch.Tensor:
@@ -147,34 +180,68 @@ def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
     return make_batch(data, samples, draws)
 
 
-def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor:
-    """The loss of each sample of a micro-batch, `[B]`."""
+@dataclass(frozen=True)
+class Task:
+    """What the UNet is asked of B samples, and what it should say.
+
+    Attributes:
+        noisy, target: `[B, 4, h, w]`. timesteps: `[B]`. weights: of the losses, `[B]`, if any.
+    """
+
+    noisy: torch.Tensor
+    timesteps: torch.Tensor
+    conditions: Conditions
+    target: torch.Tensor
+    weights: torch.Tensor | None
+
+
+def task_of(lesson: Lesson, batch: Batch, text_encoder: Any = None) -> Task:
+    """The task of a micro-batch; `text_encoder` is one that is trained."""
     rules, data = lesson.parameters, lesson.dataset
     latents, noise, timesteps = (
         batch.latents(data),
         batch.noise(rules.noise_offset),
         batch.timesteps,
     )
-    noisy = lesson.schedule.add_noise(latents, noise, timesteps)
-    conditions = batch.conditions(data, trainee.text_encoder)
-    prediction = predict(trainee, noisy, timesteps, conditions)
-    target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
-    weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
-    return sample_losses(prediction, target, weights)
+    return Task(
+        noisy=lesson.schedule.add_noise(latents, noise, timesteps),
+        timesteps=timesteps,
+        conditions=batch.conditions(data, text_encoder),
+        target=lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps),
+        weights=lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma),
+    )
+
+
+def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor:
+    """The loss of each sample of a micro-batch, `[B]`."""
+    task = task_of(lesson, batch, trainee.text_encoder)
+    prediction = predict(trainee, task.noisy, task.timesteps, task.conditions)
+    return sample_losses(prediction, task.target, task.weights)
 
 
 def predict(
     trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
 ) -> torch.Tensor:
-    """What the UNet says of `[B, 4, h, w]` at `[B]`, in the job's precision.
+    """What the UNet says of `[B, 4, h, w]` at `[B]`, in the job's precision."""
+    return answer(trainee.unet, trainee.accelerator, noisy, timesteps, conditions)
+
+
+def answer(
+    unet: UNet2DConditionModel,
+    accelerator: Accelerator,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    conditions: Conditions,
+) -> torch.Tensor:
+    """What `unet` says in the accelerator's precision.
 
     Only a base in full precision is autocast: one in half precision has no weight to be cast, and
     autocast would compute its norms and their inputs in fp32.
     """
-    dtype = trainee.unet.dtype
+    dtype = unet.dtype
     full = dtype not in (torch.float16, torch.bfloat16)
-    with trainee.accelerator.autocast() if full else nullcontext():
-        answer: torch.Tensor = trainee.unet(
+    with accelerator.autocast() if full else nullcontext():
+        said: torch.Tensor = unet(
             noisy.to(dtype), timesteps, **conditions.arguments(dtype), return_dict=False
         )[0]
-    return answer
+    return said

@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tests.unit.training.reference_loop import reference_unet
 from worker.contract.parameters import TrainingParameters
 from worker.training.adapter import add_adapter, remove_adapter
-from worker.training.low_rank import GroupedAttention
+from worker.training.layer_groups import GroupedAttention
 
 TARGETS = ["attn", "attn-mlp", ["to_q"], ["to_q", "to_v"], ["to_k", "proj_in", "conv1"]]
 
@@ -73,17 +73,52 @@ def test_each_layer_of_a_group_drops_values_of_its_own(tiny_base_model):
     add_adapter(unet, TrainingParameters(rank=32, lora_dropout=0.25), seed=1)
     [group] = [g for g in unet.low_rank_arithmetic.groups if len(g.layers) == 3][:1]
     width = group.layers[0].in_features
-    group.a = torch.eye(width).repeat(3, 1)  # what comes out is what went in and was not dropped
     torch.manual_seed(1)
-    parts = group.inner(torch.ones(500, width))
+    noisy, timesteps, prompts = inputs(torch.float32)
+    unet(noisy.repeat(4, 1, 1, 1), timesteps.repeat(4), prompts.repeat(4, 1, 1))
+    rows = group.mask.numel() // 3 // width
+    assert rows == 8 * 8 * 8
+    group.a = torch.eye(width).repeat(3, 1)  # what comes out is what went in and was not dropped
+    parts = group.inner(torch.ones(rows, width))
     for part in parts:
-        assert part.unique().tolist() == pytest.approx([0, 1 / 0.75])
+        assert part.unique().tolist() == [0, 1]
         assert (part == 0).float().mean() == pytest.approx(0.25, abs=0.02)
     q, k, v = (part == 0 for part in parts)
     for one, other in ((q, k), (q, v), (k, v)):
         assert (one & other).float().mean() == pytest.approx(0.25**2, abs=0.02)
     unet.eval()
-    assert all(bool((part == 1).all()) for part in group.inner(torch.ones(2, width)))
+    unet(*inputs(torch.float32))
+    assert {one.mask for one in unet.low_rank_arithmetic.groups} == {None}
+
+
+def test_dropout_keeps_the_outputs_mean_and_is_recomputed_from_the_same_masks(tiny_base_model):
+    unet = load(tiny_base_model).train()
+    arithmetic = trained(unet, TrainingParameters(rank=4, lora_dropout=0.5, lora_alpha=0.4))
+    with torch.no_grad():
+        outputs = torch.stack([unet(*inputs(torch.float32)).sample for _ in range(300)])
+        with arithmetic.silent():
+            base = unet(*inputs(torch.float32)).sample
+        unet.eval()
+        whole = unet(*inputs(torch.float32)).sample
+    # What the adapter adds is small here, so the model is nearly linear in it.
+    off = (outputs.mean(0) - whole).abs().mean() / (whole - base).abs().mean()
+    assert (outputs[0] - outputs[1]).abs().max() > 0
+    assert off < 0.2
+
+
+def test_masks_depend_on_the_random_state_and_not_on_what_went_before(tiny_base_model):
+    rules = TrainingParameters(rank=4, lora_dropout=0.3, target_modules=["attn1.to_q", "conv1"])
+    first, later = (load(tiny_base_model).train() for _ in range(2))
+    for unet in (first, later):
+        trained(unet, rules)
+    noisy, timesteps, prompts = inputs(torch.float32)
+    with torch.no_grad():
+        later(noisy[:1], timesteps[:1], prompts[:1])
+        torch.manual_seed(9)
+        expected = first(noisy, timesteps, prompts).sample
+        torch.manual_seed(9)
+        assert torch.equal(later(noisy, timesteps, prompts).sample, expected)
+        assert not torch.equal(later(noisy, timesteps, prompts).sample, expected)
 
 
 def test_a_silent_adapter_leaves_exactly_the_base(tiny_base_model):

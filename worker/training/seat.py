@@ -1,0 +1,47 @@
+"""Where are a job's passes made? By itself, unless its trainer has other jobs that share them."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from worker.contract.pipe import LogEvent
+from worker.training.launch import prepare_launch
+from worker.training.loop import StopReason
+from worker.training.step import Lesson, Trainee, Work, pass_alone
+
+ShouldStop = Callable[[], StopReason | None]
+
+Report = Callable[[LogEvent], None]
+
+
+class Seat:
+    """The place of a job that trains by itself.
+
+    Attributes:
+        belongs_to: the job's fingerprint.
+    """
+
+    belongs_to: str = ""
+
+    def prepare(self, trainee: Trainee, lesson: Lesson, report: Report) -> None:
+        """Before the first step: decide how steps reach the device."""
+        prepare_launch(trainee, lesson, report)
+
+    def take_part(self, work: Work) -> torch.Tensor:
+        """Pass a micro-batch; as `run_pass`."""
+        return pass_alone(work)
+
+    def away(self) -> AbstractContextManager[None]:
+        """Inside, the job does what needs no device and no random state."""
+        return nullcontext()
+
+    @property
+    def company(self) -> str | None:
+        """Whom the last pass was shared with and how, which its rounding depends on; or None."""
+        return None
+
+    def summary(self) -> dict[str, Any]:
+        """What a finished job says of its company; nothing where it could have none."""
+        return {}
