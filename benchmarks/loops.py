@@ -1,5 +1,6 @@
 """The loops that are compared within one process, each on a base model of its own."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +16,18 @@ from tests.unit.training.reference_loop import (
 )
 from worker.contract.pipe import StepLaunch
 from worker.training.adapter import add_adapter, remove_adapter
-from worker.training.base_model import load_base_model
+from worker.training.base_model import (
+    LoadedBaseModel,
+    load_base_model,
+    unet_of_same_weights,
+)
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes, this_device
 from worker.training.launch import prepare_launch
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
 from worker.training.sampler import Sample, draw
+from worker.training.seat import Seat
 from worker.training.step import Lesson, Trainee, optimizer_step
 
 #: Steps that a loop may make; the learning rate is constant.
@@ -101,11 +107,22 @@ def _autocast(accelerator: Accelerator, unet: Any) -> Any:
 class OurLoop:
     """The trainer's own loop."""
 
-    def __init__(self, workload: Workload, *, launch: StepLaunch = "auto", **rules: Any) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        launch: StepLaunch = "auto",
+        model: LoadedBaseModel | None = None,
+        **rules: Any,
+    ) -> None:
+        """Prepare a job; on the base of `model`, under a UNet of its own, if that is given."""
         order = workload.command(workload.folder / "ours", **{"max_train_steps": _MANY, **rules})
         parameters, device = order.parameters, this_device()
         arithmetic = arithmetic_for(parameters.mixed_precision, device)
-        model = load_base_model(order.base_model, arithmetic, allow_hub=False)
+        if model is None:
+            model = load_base_model(order.base_model, arithmetic, allow_hub=False)
+        else:
+            model = replace(model, unet=unet_of_same_weights(model.unet))
         pictures = read_usable(order)
         free = free_memory_bytes(device)
         plan = make_plan(
@@ -140,6 +157,10 @@ class OurLoop:
         """One optimizer step; its loss stays where it is, as between two reports."""
         optimizer_step(self._trainee, self._lesson)
         self._trainee.step += 1
+
+    def sit(self, seat: Seat | None) -> None:
+        """Make steps among others, or by itself."""
+        self._trainee.seat = seat
 
     def close(self) -> None:
         """Let go of the model and of what was recorded."""

@@ -137,6 +137,7 @@ def _circumstances(before: Manifest, now: Manifest) -> tuple[str, ...]:
         plan = one.metadata.get("plan", {})
         return {**one.environment, **one.versions} | {
             "precision": one.metadata.get("mixed_precision"),
+            "jobs in a pass": one.metadata.get("packing", {}).get("mean_company", 1.0),
             **{name.replace("_", " "): plan.get(name) for name in _PLAN},
         }
 

@@ -247,8 +247,8 @@ class Service:
                     if command.job_id in (None, job_id):
                         running.stop = command.reason
             elif len(self._running) >= self._slots or command.job_id in self._running:
-                fields = {"job_id": command.job_id}
-                self._say(LogEvent(level="error", event="command_while_busy", fields=fields))
+                busy = "command_while_busy"
+                self._say(LogEvent(job_id=command.job_id, level="error", event=busy))
             else:
                 self._running[command.job_id] = _Running()
                 self._jobs.put(command)

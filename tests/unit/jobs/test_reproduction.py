@@ -106,6 +106,7 @@ def test_other_adapters_do_not_and_what_else_differs_is_said(manifest, tmp_path)
         update={
             "versions": manifest.versions | {"torch": "3.0"},
             "environment": {"device": "NVIDIA H200"},
+            "metadata": manifest.metadata | {"packing": {"slots": 8, "mean_company": 5.3}},
         }
     )
     other = ended_with(tmp_path / "o", later, **{"lora_weights.safetensors": "3" * 64})
@@ -114,6 +115,7 @@ def test_other_adapters_do_not_and_what_else_differs_is_said(manifest, tmp_path)
     assert "not reproduced: lora_weights.safetensors differ" in found.sentence()
     assert "torch 3.0 here, 2.9 then" in found.sentence()
     assert "device NVIDIA H200 here, CPU then" in found.sentence()
+    assert "jobs in a pass 5.3 here, 1.0 then" in found.sentence()
 
 
 def test_a_training_without_an_adapter_agrees_with_nothing(manifest, tmp_path):

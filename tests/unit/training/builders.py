@@ -1,5 +1,6 @@
 """Whole jobs and their parts on the small base model, on the CPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,7 +8,12 @@ import torch
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.pipe import CheckpointEvent, FinishedEvent, StageEvent, TrainCommand
 from worker.training.adapter import add_adapters
-from worker.training.base_model import BaseModelShelf, LoadedBaseModel, load_base_model
+from worker.training.base_model import (
+    BaseModelShelf,
+    LoadedBaseModel,
+    load_base_model,
+    unet_of_same_weights,
+)
 from worker.training.cache import encode
 from worker.training.device import arithmetic_for
 from worker.training.images import Picture, Pictures
@@ -56,15 +62,31 @@ def command(
     )
 
 
-def build(
-    order: TrainCommand, *, double: bool = False, compiled: bool = False
-) -> tuple[LoadedBaseModel, Trainee, Lesson]:
-    """Everything that the loop needs, as `run_job` builds it; in fp64 throughout if `double`."""
-    rules = order.parameters
+def load(order: TrainCommand, *, double: bool = False) -> LoadedBaseModel:
+    """The job's base model; in fp64 throughout if `double`."""
     model = load_base_model(order.base_model, arithmetic_for("no", CPU), allow_hub=False)
     if double:
         for part in (model.unet, model.vae, *(text.model for text in model.text_encoders)):
             part.double()
+    return model
+
+
+def build(
+    order: TrainCommand,
+    *,
+    double: bool = False,
+    compiled: bool = False,
+    model: LoadedBaseModel | None = None,
+) -> tuple[LoadedBaseModel, Trainee, Lesson]:
+    """Everything that the loop needs, as `run_job` builds it; in fp64 throughout if `double`.
+
+    With a `model` its base is used, under a UNet of this job's own.
+    """
+    rules = order.parameters
+    if model is None:
+        model = load(order, double=double)
+    else:
+        model = replace(model, unet=unet_of_same_weights(model.unet))
     pictures = read_usable(order, double=double)
     dataset = encode(model, pictures, mirrored=rules.random_flip)
     plan = make_plan(
