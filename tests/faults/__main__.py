@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lab = replace(lab, real=prepare(folder))
         traced = trace(lab)
         if lab.real:
-            lab = replace(lab, real=replace(lab.real, adapter_sha256=traced.adapter_sha256))
+            known = {"adapter": traced.adapter, "adapter_sha256": traced.adapter_sha256}
+            lab = replace(lab, real=replace(lab.real, **known))
             cases = real_cases(traced.points)
         else:
             cases = all_cases(traced.points, asked.broker)
@@ -96,11 +97,15 @@ def all_cases(points: Sequence[Point], given_broker: str | None) -> list[Case]:
 
 
 def real_cases(points: Sequence[Point]) -> list[Case]:
-    """What may depend on the trainer; every adapter must be bit for bit the undisturbed one."""
+    """What may depend on the trainer; every adapter must be bit for bit the undisturbed one.
+
+    Those of jobs that shared passes must be it but for the order of sums.
+    """
     return [
         *zombies.cases(points),
         *signals.at_points(),
         *crash_points.cases(points),
+        *packed.real_cases(points),
     ]
 
 

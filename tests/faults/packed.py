@@ -4,16 +4,22 @@ The fault strikes where the second of them passes. The stand-in trainer ends wit
 it is given a job beside one that it may not share with.
 """
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
+
+import numpy as np
+import safetensors.numpy
 
 from tests import standin_trainer as standin
 from tests.faults.case import Case, expect
 from tests.faults.checker import Counts
 from tests.faults.crash_points import MOST_STEPS_REDONE
-from tests.faults.failpoints import Action, Fault
+from tests.faults.failpoints import Action, Fault, Process
 from tests.faults.scene import Lab, Scene, scene, wait
 from tests.faults.tracing import Point, has_effect, publish_job
 from tests.faults.zombies import HARM_SECONDS
@@ -25,6 +31,18 @@ _JOBS = 4
 
 #: Steps slow enough for jobs of eight of them to meet.
 _SETTINGS = {"PACK_SLOTS": str(_JOBS), "STEP_SECONDS": "0.15"}
+
+#: The real trainer's steps are quick: the first job waits for the others.
+_REAL_SETTINGS = {"PACK_SLOTS": str(_JOBS), "PACK_WAIT_SECONDS": "3"}
+
+#: What may depend on the trainer.
+_REAL: tuple[tuple[Process, str], ...] = (
+    *(("trainer", point) for point in ("step", "checkpoint-rename", "export", "finished-event")),
+    *(("supervisor", point) for point in ("store.write checkpoint", "store.write result")),
+)
+
+#: Largest difference of a weight that comes from another order of sums in fp32.
+_TOLERANCE = 5e-5
 
 #: What a trainer passes once in its life.
 _ONCE = "say ready"
@@ -59,6 +77,17 @@ def cases(points: Sequence[Point]) -> Iterator[Case]:
             yield Case(_KIND, str(fault), partial(_zombie, fault=fault))
 
 
+def real_cases(points: Sequence[Point]) -> Iterator[Case]:
+    """Some of them with the real trainer."""
+    yield Case(_KIND, "undisturbed", _undisturbed)
+    counted = Counter((process, point) for process, point, _ in points)
+    for process, point in _REAL:
+        actions: tuple[Action, ...] = ("kill", "term") if process == "supervisor" else ("kill",)
+        for action in actions:
+            fault = Fault(process, action, "before", point, counted[process, point] + 1)
+            yield Case(_KIND, str(fault), partial(_struck, fault=fault))
+
+
 def _publish(played: Scene, jobs: int = _JOBS) -> None:
     for number in range(jobs):
         publish_job(played, style_id=10 + number)
@@ -67,6 +96,10 @@ def _publish(played: Scene, jobs: int = _JOBS) -> None:
 def _finish(played: Scene, jobs: int = _JOBS) -> Counts:
     counts = played.finish()
     expect(counts, counts.committed == jobs, f"{counts.committed} of {jobs} are completed")
+    if played.real and played.real.adapter:
+        for digest, adapter in played.adapters(played.site.objects("models/")).items():
+            gap = _largest_difference(adapter, played.real.adapter)
+            expect(counts, gap <= _TOLERANCE, f"the adapter {digest[:12]} is {gap} off")
     for worker in played.workers:
         status = {line["status"] for line in worker.log("trainer_ended")}
         refused = standin.NOT_ALLOWED in status
@@ -74,8 +107,17 @@ def _finish(played: Scene, jobs: int = _JOBS) -> Counts:
     return counts
 
 
+def _scene(lab: Lab) -> AbstractContextManager[Scene]:
+    """One in which workers have a trainer of several jobs."""
+    if lab.real is None:
+        return scene(lab, **_SETTINGS)
+    # Their sums are in another order than those of the undisturbed job: no digest is expected.
+    real = replace(lab.real, adapter_sha256=None)
+    return scene(replace(lab, real=real), **_REAL_SETTINGS)
+
+
 def _undisturbed(lab: Lab) -> Counts:
-    with scene(lab, **_SETTINGS) as played:
+    with _scene(lab) as played:
         _publish(played)
         worker = played.start()
         played.wait_for_ends()
@@ -88,7 +130,7 @@ def _undisturbed(lab: Lab) -> Counts:
 
 
 def _struck(lab: Lab, fault: Fault) -> Counts:
-    with scene(lab, **_SETTINGS) as played:
+    with _scene(lab) as played:
         _publish(played)
         worker = played.strike(fault)
         if fault.process == "supervisor":
@@ -106,7 +148,7 @@ def _struck(lab: Lab, fault: Fault) -> Counts:
 
 
 def _zombie(lab: Lab, fault: Fault) -> Counts:
-    with scene(lab, **_SETTINGS) as played:
+    with _scene(lab) as played:
         _publish(played)
         zombie = played.strike(fault)
         played.start()
@@ -118,7 +160,7 @@ def _zombie(lab: Lab, fault: Fault) -> Counts:
 
 def _poison(lab: Lab, style_id: int, code: str) -> Counts:
     """It fails as it would alone; its neighbours are completed, by a worker that outlives it."""
-    with scene(lab, **_SETTINGS) as played:
+    with _scene(lab) as played:
         worker = played.start()
         neighbours = _JOBS - 1
         _publish(played, neighbours)
@@ -135,8 +177,18 @@ def _poison(lab: Lab, style_id: int, code: str) -> Counts:
         return counts
 
 
+def _largest_difference(one: bytes, other: bytes) -> float:
+    mine, theirs = safetensors.numpy.load(one), safetensors.numpy.load(other)
+    if mine.keys() != theirs.keys():
+        return float("inf")
+    return max(float(np.abs(mine[name] - theirs[name]).max()) for name in mine)
+
+
 def _met(played: Scene) -> bool:
-    """Whether steps of one job lie between steps of another."""
+    """Whether jobs shared passes; of the stand-in's, whether their steps alternate."""
+    if played.real:
+        ends = [json.loads(one.body) for one in played.arrivals if one.event == "complete"]
+        return any(end["metadata"]["packing"]["mean_company"] > 1 for end in ends)
     order = [job_id for job_id, _ in played.trained_steps()]
     blocks = [a for a, b in zip(order, [*order[1:], None], strict=True) if a != b]
     return len(blocks) > len(set(blocks))

@@ -2,7 +2,8 @@
 
 `FAULT` is as `Fault.text()` gives it, or empty. Every point that it passes is noted in `FOLDER`;
 `tests.faults.trainer_seams` names the points. `--checkpoint-seconds 0` has it leave a checkpoint
-after every step, so that short jobs pass those.
+after every step, so that short jobs pass those. The worker adds what it asks of a trainer of
+several jobs.
 """
 
 import argparse
@@ -19,6 +20,8 @@ def main() -> NoReturn:
     parser.add_argument("folder", type=Path)
     parser.add_argument("fault")
     parser.add_argument("--checkpoint-seconds", type=int)
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--pack-wait-seconds", type=float, default=0.0)
     options = parser.parse_args()
     die_with_parent()
     events = private_event_pipe()
@@ -29,7 +32,12 @@ def main() -> NoReturn:
     install(Failpoints("trainer", Fault.parse(options.fault), options.folder))
     if options.checkpoint_seconds is not None:
         checkpoint_every(options.checkpoint_seconds)
-    serve(sys.stdin.buffer, events)
+    serve(
+        sys.stdin.buffer,
+        events,
+        slots=options.slots,
+        pack_wait_seconds=options.pack_wait_seconds,
+    )
 
 
 if __name__ == "__main__":

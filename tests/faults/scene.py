@@ -51,12 +51,14 @@ class RealTraining:
     Attributes:
         base_model: a folder. picture: the bytes of one.
         steps: of a job; fewer than with the stand-in, whose steps cost nothing.
-        adapter_sha256: of an undisturbed job, once that is known; every other must have the same.
+        adapter: bytes of an undisturbed job's, once that is known.
+        adapter_sha256: of the same; every other must have it.
     """
 
     base_model: Path
     picture: bytes
     steps: int = 4
+    adapter: bytes | None = None
     adapter_sha256: str | None = None
 
 
@@ -159,15 +161,16 @@ class Scene:
         for name in leaks((TOKEN, SECRET_ACCESS_KEY), self._places(stored)):
             counts.blame("leaked", name)
         if self.real and self.real.adapter_sha256:
-            for digest in self.adapters(stored.objects) - {self.real.adapter_sha256}:
+            for digest in self.adapters(stored.objects).keys() - {self.real.adapter_sha256}:
                 counts.blame("inexact", f"the adapter is {digest[:12]} and not as undisturbed")
         return counts
 
     @staticmethod
-    def adapters(objects: Mapping[str, bytes]) -> set[str]:
-        """Digests of all adapters."""
+    def adapters(objects: Mapping[str, bytes]) -> dict[str, bytes]:
+        """All adapters, each once, by their digests."""
         name = "/lora_weights.safetensors"
-        return {hashlib.sha256(v).hexdigest() for k, v in objects.items() if k.endswith(name)}
+        found = [body for key, body in objects.items() if key.endswith(name)]
+        return {hashlib.sha256(body).hexdigest(): body for body in found}
 
     @property
     def _topology(self) -> Topology:

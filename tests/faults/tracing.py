@@ -38,10 +38,11 @@ def publish_job(played: Scene, **changes: object) -> str:
 
 @dataclass(frozen=True)
 class Traced:
-    """An undisturbed job: every point that it passed, in order, and its adapter's digest."""
+    """An undisturbed job: every point that it passed, in order, and its adapter."""
 
     points: tuple[Point, ...]
     adapter_sha256: str
+    adapter: bytes
 
 
 def trace(lab: Lab) -> Traced:
@@ -54,8 +55,8 @@ def trace(lab: Lab) -> Traced:
         if not counts.clean:
             raise AssertionError(f"an undisturbed job is not clean: {counts.findings}")
         passed = points_passed(played.site.folder)
-        (digest,) = played.adapters(played.site.objects("models/"))
-    return Traced(tuple(one for one in passed if one[2] <= _sure(one[1], one[2])), digest)
+        [(digest, adapter)] = played.adapters(played.site.objects("models/")).items()
+    return Traced(tuple(one for one in passed if one[2] <= _sure(one[1], one[2])), digest, adapter)
 
 
 def has_effect(point: str) -> bool:
