@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from benchmarks.processes import children_cpu_seconds, cpu_seconds
 from tests.live_worker import Site
 from worker.demo.pictures import draw_pictures
 from worker.demo.rabbitmq_node import RabbitMQNode
@@ -44,9 +45,10 @@ _OF_THE_JOB = (
 #: Largest difference of a weight, and of a loss, that comes from another order of sums in fp32.
 WEIGHT_TOLERANCE, LOSS_TOLERANCE = 5e-5, 1e-4
 
-#: Reports and leases as often as in production; a loaded machine must not lose a lease.
+#: As in production: a machine with much else to do must lose no lease and no report.
 PACE = {
     "PROGRESS_INTERVAL_SECONDS": "30",
+    "WEBHOOK_TIMEOUT_SECONDS": "15",
     "LEASE_TERM_SECONDS": "180",
     "LEASE_RENEW_SECONDS": "30",
     "TRAINER_MAX_JOBS": "1000",
@@ -61,12 +63,16 @@ class Run:
 
     Attributes:
         seconds: from the first message published to the last end heard.
+        cpu_seconds: processor time of worker and trainer meanwhile. rss_mb: most memory of the
+            worker without its trainer, MB.
         ends: body of each job's terminal event, by its number. adapters: its weights.
         problems: what a receiver may complain about.
         trainers: how many were started.
     """
 
     seconds: float
+    cpu_seconds: float
+    rss_mb: float
     ends: list[dict[str, Any]]
     adapters: list[dict[str, np.ndarray]]
     problems: list[str]
@@ -111,11 +117,12 @@ def run_through(site: Site, messages: Sequence[Message], slots: int) -> Run:
     with site.worker(*worker, name=f"slots-{slots}", PACK_SLOTS=str(slots), **PACE) as running:
         site.publish(first)
         site.wait_for_end(first["job_id"], _PATIENCE_SECONDS)
-        began = time.monotonic()
+        began, worked = time.monotonic(), _cpu_seconds(running.process.pid)
         for job in jobs:
             site.publish(job)
         ends = [site.wait_for_end(job["job_id"], _PATIENCE_SECONDS) for job in jobs]
-        seconds = time.monotonic() - began
+        seconds, worked = time.monotonic() - began, _cpu_seconds(running.process.pid) - worked
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
     problems = [
         f"{job['job_id']}: {problem}"
         for job in jobs
@@ -124,11 +131,17 @@ def run_through(site: Site, messages: Sequence[Message], slots: int) -> Run:
     problems += [f"{end.json['job_id']}: {end.event}" for end in ends if end.event != "complete"]
     return Run(
         seconds=seconds,
+        cpu_seconds=worked,
+        rss_mb=int(status.partition("VmHWM:")[2].split()[0]) / 1024,
         ends=[end.json for end in ends],
         adapters=[_adapter(site, job) for job in jobs],
         problems=problems,
         trainers=len(running.log("trainer_started")),
     )
+
+
+def _cpu_seconds(pid: int) -> float:
+    return cpu_seconds(pid) + children_cpu_seconds(pid)
 
 
 def largest_difference(one: Run, other: Run) -> float:
@@ -181,6 +194,10 @@ def stage(size: str) -> Iterator[tuple[Site, list[Path]]]:
         yield site, draw_pictures(folder / "pictures", 6)
 
 
+def _print(how: str, run: Run) -> None:
+    print(f"{how}: {run.seconds:.1f} s, {run.cpu_seconds:.1f} s of processor", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=24)
@@ -191,9 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with stage(asked.size) as (site, pictures):
         messages = queue_of(site, pictures, asked.jobs, asked.steps)
         plain = run_through(site, messages, 1)
-        print(f"one after another: {plain.seconds:7.1f} s", flush=True)
+        _print("one after another", plain)
         packed = run_through(site, messages, asked.slots)
-        print(f"{asked.slots:3} slots:         {packed.seconds:7.1f} s", flush=True)
+        _print(f"{asked.slots} at a time", packed)
     problems = [*plain.problems, *packed.problems, *told_otherwise(plain, packed)]
     for problem in problems:
         print(f"problem: {problem}")
@@ -206,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plain_seconds": round(plain.seconds, 1),
         "packed_seconds": round(packed.seconds, 1),
         "wall_ratio": round(plain.seconds / packed.seconds, 2),
+        "cpu_ratio": round(plain.cpu_seconds / packed.cpu_seconds, 2),
+        "supervisor_mb": [round(plain.rss_mb, 1), round(packed.rss_mb, 1)],
         "mean_company": round(packed.mean_company, 2),
         "largest_difference": difference,
         "problems": len(problems),

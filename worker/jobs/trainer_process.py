@@ -1,6 +1,7 @@
 """The trainer: a child process that is started, talked to about its jobs, and ended."""
 
 import collections
+import contextlib
 import os
 import signal
 import subprocess
@@ -184,7 +185,8 @@ class TrainerProcess:
             # The listener failed: nobody hears of this job any more, and it need not train on.
             self.suspect = True
             if self.jobs_now > 1:
-                conversation.stop(StopCommand(reason="cancel"))
+                with contextlib.suppress(JobError):
+                    conversation.stop(StopCommand(reason="cancel"))
             raise
         else:
             self._note_end(of_the_job_alone=True, finished=isinstance(ended, FinishedEvent))
