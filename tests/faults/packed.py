@@ -30,7 +30,7 @@ _KIND = "packed"
 _JOBS = 4
 
 #: Steps slow enough for jobs of eight of them to meet.
-_SETTINGS = {"PACK_SLOTS": str(_JOBS), "STEP_SECONDS": "0.15"}
+_SETTINGS = {"PACK_SLOTS": str(_JOBS), "STEP_SECONDS": "0.4"}
 
 #: The real trainer's steps are quick: the first job waits for the others.
 _REAL_SETTINGS = {"PACK_SLOTS": str(_JOBS), "PACK_WAIT_SECONDS": "3"}
