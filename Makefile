@@ -9,7 +9,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak lint types check generate \
-  bench bench-counted bench-gpu bench-startup bench-scaling bench-consumers clean
+  bench bench-counted bench-gpu bench-startup bench-scaling bench-queue \
+  bench-consumers clean
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -82,6 +83,9 @@ bench-startup: $(VENV)/.ready ## Start-up time and memory of the supervisor.
 
 bench-scaling: $(VENV)/.ready rabbitmq ## Jobs a second and what the parts around a worker carry: 50 workers, 5,000 jobs.
 	$(BIN)/python -m benchmarks.scaling --workers 50 --jobs 5000
+
+bench-queue: $(VENV)/.ready rabbitmq ## 24 small jobs through one worker: one after another, and eight at a time.
+	$(BIN)/python -m benchmarks.packed_queue --size $(or $(SIZE),tiny)
 
 bench-consumers: $(VENV)/.ready rabbitmq ## What it costs a queue that ten thousands listen to it.
 	$(BIN)/python -m benchmarks.consumer_churn
