@@ -130,6 +130,12 @@ def misbehave(command: TrainCommand) -> None:
             time.sleep(3600)
 
 
+def wait_for_company(command: TrainCommand) -> None:
+    until = time.monotonic() + (0 if command.alone else ASKED.pack_wait_seconds)
+    while len(running) < 2 and command.job_id not in told and time.monotonic() < until:
+        time.sleep(0.02)
+
+
 def train(command: TrainCommand) -> Event:
     """Make its steps; how it ended, to be said."""
     job_id = command.job_id
@@ -138,6 +144,7 @@ def train(command: TrainCommand) -> Event:
     if command.resume_from:
         done = json.loads(Path(command.resume_from).read_text())["step"]
     say(StageEvent(job_id=job_id, stage="training", status="started"))
+    wait_for_company(command)
     misbehave(command)
     if command.style_id == OUT_OF_MEMORY:
         said = "It needs 9 GiB and has 8."

@@ -29,11 +29,8 @@ _KIND = "packed"
 
 _JOBS = 4
 
-#: Steps slow enough for jobs of eight of them to meet.
-_SETTINGS = {"PACK_SLOTS": str(_JOBS), "STEP_SECONDS": "0.4"}
-
-#: The real trainer's steps are quick: the first job waits for the others.
-_REAL_SETTINGS = {"PACK_SLOTS": str(_JOBS), "PACK_WAIT_SECONDS": "3"}
+#: Short jobs meet because one that is alone waits for another.
+_SETTINGS = {"PACK_SLOTS": str(_JOBS), "PACK_WAIT_SECONDS": "8", "STEP_SECONDS": "0.15"}
 
 #: What may depend on the trainer.
 _REAL: tuple[tuple[Process, str], ...] = (
@@ -109,11 +106,9 @@ def _finish(played: Scene, jobs: int = _JOBS) -> Counts:
 
 def _scene(lab: Lab) -> AbstractContextManager[Scene]:
     """One in which workers have a trainer of several jobs."""
-    if lab.real is None:
-        return scene(lab, **_SETTINGS)
     # Their sums are in another order than those of the undisturbed job: no digest is expected.
-    real = replace(lab.real, adapter_sha256=None)
-    return scene(replace(lab, real=real), **_REAL_SETTINGS)
+    real = replace(lab.real, adapter_sha256=None) if lab.real else None
+    return scene(replace(lab, real=real), **_SETTINGS)
 
 
 def _undisturbed(lab: Lab) -> Counts:
