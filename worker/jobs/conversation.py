@@ -102,7 +102,7 @@ class Conversation:
                 if stop is not None:
                     self.stop(stop)
                     stop_sent_at = now
-            elif now - stop_sent_at > STOP_SECONDS:
+            elif event is None and now - stop_sent_at > STOP_SECONDS:
                 raise self._child.give_up("it did not stop when told to")
 
     def stop(self, command: StopCommand) -> None:

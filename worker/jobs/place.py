@@ -87,10 +87,16 @@ class Place:
     def begin(self, slot: int, job: Trainee) -> bool:
         """Take the turn of `slot`, if it may begin or has begun already."""
         with self._condition:
-            if slot not in self._training and self._at_trainer().may_begin(job):
-                self._training[slot], self._waiting = job, None
-                self._gave_back_at = None
-            return slot in self._training
+            if self._training.get(slot) == job:
+                return True
+            # A job that has waited may turn out to be another kind than it was before.
+            if self._training.pop(slot, None) is not None:
+                self._waiting = slot
+            if not self._at_trainer().may_begin(job):
+                return False
+            self._training[slot], self._waiting = job, None
+            self._gave_back_at = None
+            return True
 
     def wait(self, slot: int, job: Trainee, unwanted: Callable[[], bool]) -> bool:
         """Take the turn of `slot` when it comes.

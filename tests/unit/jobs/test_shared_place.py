@@ -168,3 +168,14 @@ def test_a_job_whose_earlier_claim_is_still_trained_here_waits(place):
     place.priority(1)
     place.taken(1)
     assert not place.begin(1, of("X", "0"))
+
+
+def test_a_job_that_is_to_train_alone_after_all_gives_its_turn_back_and_waits(place):
+    """While it waited another worker had it, and its trainer ended."""
+    train_in(place, 0)
+    train_in(place, 1)
+    loner = Trainee("1-X", None)
+    assert not place.begin(1, loner)
+    assert priorities(place) == [None] * 2 * SLOTS
+    place.end(0)
+    assert place.begin(1, loner)
