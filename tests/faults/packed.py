@@ -58,7 +58,7 @@ _POISONS = {
 
 
 def cases(points: Sequence[Point]) -> Iterator[Case]:
-    yield Case(_KIND, "undisturbed", _undisturbed)
+    yield Case(_KIND, "undisturbed", _undisturbed, alone=True)
     for name, (style_id, code) in _POISONS.items():
         yield Case(_KIND, f"one of them {name}", partial(_poison, style_id=style_id, code=code))
     passages = Counter((process, point) for process, point, _ in points)
@@ -76,7 +76,7 @@ def cases(points: Sequence[Point]) -> Iterator[Case]:
 
 def real_cases(points: Sequence[Point]) -> Iterator[Case]:
     """Some of them with the real trainer."""
-    yield Case(_KIND, "undisturbed", _undisturbed)
+    yield Case(_KIND, "undisturbed", _undisturbed, alone=True)
     counted = Counter((process, point) for process, point, _ in points)
     for process, point in _REAL:
         actions: tuple[Action, ...] = ("kill", "term") if process == "supervisor" else ("kill",)
