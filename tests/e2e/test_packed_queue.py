@@ -18,6 +18,7 @@ def real_site(site, base_model_catalogue):
     return site
 
 
+@pytest.mark.timeout(900)
 def test_jobs_that_share_passes_end_as_they_do_one_after_another(real_site, pictures):
     messages = queue_of(real_site, pictures, jobs=6, steps=20)
     plain = run_through(real_site, messages, slots=1)
