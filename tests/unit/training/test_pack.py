@@ -94,6 +94,25 @@ def test_all_who_train_are_in_each_pass_in_the_order_of_their_seats_until_they_l
     assert jobs.seats["b"].summary()["packing"]["mean_company"] == 3
 
 
+def test_one_who_trains_by_itself_lets_another_one_join():
+    jobs = Jobs()
+    jobs.go = threading.Event()
+    jobs.go.set()
+    comes = threading.Event()
+
+    def begin_another(step):
+        if step == 1:
+            jobs.begin("b", 2)
+            time.sleep(0.1)  # it asks for the baton meanwhile
+            comes.set()
+
+    jobs.begin("a", 50, at=begin_another)
+    assert comes.wait(30)
+    jobs.end()
+    assert jobs.passed == ["ab", "ab"]
+    assert "a alone" in jobs.losses["a"][-1]
+
+
 def test_a_seat_that_was_left_is_the_next_ones():
     jobs = Jobs()
     jobs.all(("a", 2), ("b", 1), ("c", 3))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from worker.contract.pipe import LogEvent
-from worker.training.baton import Baton
+from worker.training.baton import Baton, breathe
 from worker.training.launch import prepare_launch
 from worker.training.packing.shared_pass import likeness
 from worker.training.seat import Report, Seat, ShouldStop
@@ -110,6 +110,7 @@ class Pack:
 
     def pass_for(self, seat: "PackedSeat", work: Work) -> torch.Tensor | None:
         """Hand in a micro-batch and wait for its pass; None if it is to be passed by itself."""
+        breathe()  # a job that is alone is asked for nothing else, and others want to join it
         with self._changed:
             seat.work, seat.loss = work, None
             leads = self._may_lead()
