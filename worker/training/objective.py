@@ -65,7 +65,8 @@ class NoiseSchedule:
 def sample_losses(
     prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mean squared error of each sample, `[B]`, in fp32."""
-    losses = functional.mse_loss(prediction.float(), target.float(), reduction="none")
+    """Mean squared error of each sample, `[B]`, in fp32 or what is finer."""
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    losses = functional.mse_loss(prediction.to(dtype), target.to(dtype), reduction="none")
     losses = losses.mean(dim=(1, 2, 3))
     return losses if weights is None else losses * weights

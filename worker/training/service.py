@@ -169,7 +169,8 @@ class Service:
         @contextmanager
         def seated(*args: Any) -> Iterator[Seat]:
             with together.seated(*args) as seat:
-                running.seated = True
+                # Who comes to train when all are to stop does not begin.
+                running.seated = not self._terminated
                 yield seat
                 running.seated = False
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.counted import _as_on_a_gpu, _saved, encoder_work, step_work
+from benchmarks.counted import _as_on_a_gpu, _saved, encoder_work, packed_work, step_work
 from worker.contract.parameters import TrainingParameters
 from worker.demo.tiny_families import random_family_unet
 from worker.training.adapter import add_adapter, add_text_adapter
@@ -31,6 +31,16 @@ def test_a_step_launches_at_most_2400_kernels_with_dropout_and_a_quarter_less_th
     assert ours.kernels <= 2100
     assert dropout.kernels <= 2400
     assert dropout.kernels < 0.75 * step_work(dropout=0.1, grouped=False).kernels
+
+
+@pytest.mark.parametrize("dropout", [0, 0.1])
+def test_eight_jobs_in_a_pass_launch_a_sixth_more_kernels_than_one_and_not_eight_times_as_many(
+    dropout,
+):
+    alone, packed = step_work(dropout=dropout), packed_work(8, dropout=dropout)
+    assert packed.kernels < 1.17 * alone.kernels
+    assert packed.gflop == pytest.approx(8 * alone.gflop, rel=0.01)
+    assert packed.saved_gib < 8.1 * alone.saved_gib
 
 
 def test_checkpointing_costs_a_third_more_arithmetic_and_keeps_a_fifth(ours):

@@ -16,6 +16,7 @@ from torch.nn import functional
 from worker.training.dropout import Masks, new_mask
 from worker.training.layer_groups import LayerGroup, LayerGroups, product_dtype
 from worker.training.low_rank import LowRankArithmetic
+from worker.training.packing.products import add_product, product
 from worker.training.packing.rows import Rows, Shape
 
 
@@ -38,9 +39,9 @@ class _PackedGroup(LayerGroup):
         products = zip(self.base_products(rows), self.inner(rows), self.b, strict=True)
         for base, inner, up in products:
             # No view for autograd, which would copy the gradient of what is added to in place.
-            product = torch.ops.aten._unsafe_view(base, (jobs, -1, base.shape[-1]))
-            product.baddbmm_(inner, up.transpose(1, 2))
-            outputs.append(product.view(*x.shape[:-1], product.shape[-1]))
+            each = torch.ops.aten._unsafe_view(base, (jobs, -1, base.shape[-1]))
+            output = add_product(each, inner, up)
+            outputs.append(output.view(*x.shape[:-1], output.shape[-1]))
         return outputs
 
     def inner(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -49,11 +50,11 @@ class _PackedGroup(LayerGroup):
         self.note(count * rows.numel())
         each = rows.view(jobs, -1, rows.shape[-1])
         if self.mask is None:
-            inner = torch.bmm(each, self.a.transpose(1, 2))
+            inner = product(each, self.a)
             return torch.split(inner, inner.shape[-1] // count, dim=2)
         dropped = each.unsqueeze(1) * self.mask.view(jobs, count, *each.shape[1:])
-        down = self.a.reshape(jobs * count, -1, rows.shape[-1]).transpose(1, 2)
-        inner = torch.bmm(dropped.view(jobs * count, *each.shape[1:]), down)
+        down = self.a.reshape(jobs * count, -1, rows.shape[-1])
+        inner = product(dropped.view(jobs * count, *each.shape[1:]), down)
         return inner.view(jobs, count, *inner.shape[1:]).unbind(1)
 
     def convolution(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -245,7 +245,11 @@ class PackedSeat(Seat):
         self._prepare: Callable[[], None] = lambda: None
 
     def prepare(self, trainee: Trainee, lesson: Lesson, report: Report) -> None:
-        """Record a pass as planned while there is nobody to share it with."""
+        """Record a pass as planned while there is nobody to share it with; compile nothing."""
+        if lesson.plan.compiled:
+            lesson.plan = replace(lesson.plan, compiled=False)
+            reason = "a trainer with several slots does not compile"
+            report(LogEvent(level="warning", event="steps_stay_eager", fields={"reason": reason}))
         self._prepare = lambda: prepare_launch(trainee, lesson, report)
         if not self._pack.is_shared:
             self._prepare()
