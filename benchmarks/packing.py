@@ -57,7 +57,7 @@ def main() -> None:
         "machine": machine(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        workload = Workload(options.size, Path(folder), 0, options.precision)
+        workload = Workload(options.size, Path(folder), 1, options.precision)
         workload.prepare()
         print(
             "\n| jobs | samples/s one after another | side by side | packed | packed / one after "
@@ -216,7 +216,7 @@ def _side_by_side(
 
 def _serve_rounds(options: argparse.Namespace) -> None:
     """One of the processes: a round for each line on stdin."""
-    workload = Workload(options.size, options.folder, 0, options.precision)
+    workload = Workload(options.size, options.folder, 1, options.precision)
     loop = OurLoop(workload, launch="eager", **_rules(options, options.child))
     print("done", flush=True)
     for _ in sys.stdin:

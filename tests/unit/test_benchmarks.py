@@ -37,3 +37,15 @@ def test_the_comparison_with_diffusers_loop_ends_with_its_figures():
         "first_step_seconds",
         "memory_ratio_median",
     } <= figures.keys()
+
+
+def test_the_comparison_of_shared_passes_ends_with_its_figures():
+    sizes = ("--size", "tiny", "--jobs", "1", "2", "--rounds", "1", "--steps", "2")
+    output = run("-m", "benchmarks.packing", *sizes, "--most-processes", "2")
+    figures = json.loads(output.splitlines()[-1])
+    assert {
+        f"{name}_j{jobs}"
+        for name in ("samples_per_second", "cpu_time_ratio", "wall_ratio", "versus_processes")
+        for jobs in (1, 2)
+    } <= figures.keys()
+    assert min(figures[f"samples_per_second_j{jobs}"] for jobs in (1, 2)) > 0

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,11 @@ from worker.training.previews import Drawn, draw_previews, is_cheap, previews_wa
 from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
-from worker.training.seat import Seat
+from worker.training.seat import Seated, by_itself
 from worker.training.step import Lesson, Trainee
 
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]
-
-#: Gives a job that is about to train its place among others.
-Seated = Callable[
-    [TrainCommand, LoadedBaseModel, Lesson, Report, ShouldStop], AbstractContextManager[Seat]
-]
 
 _GIB = 2**30
 
@@ -72,12 +67,6 @@ class _Stopped(Exception):  # noqa: N818 - what happened, in one word
 
     def __init__(self, reason: StopReason) -> None:
         self.reason: StopReason = reason
-
-
-@contextmanager
-def by_itself(*_: object) -> Iterator[Seat]:
-    """A place where there are no others."""
-    yield Seat()
 
 
 def run_job(

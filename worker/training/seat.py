@@ -1,12 +1,13 @@
 """Where are a job's passes made? By itself, unless its trainer has other jobs that share them."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from worker.contract.pipe import LogEvent
+from worker.contract.pipe import LogEvent, TrainCommand
+from worker.training.base_model import LoadedBaseModel
 from worker.training.launch import prepare_launch
 from worker.training.loop import StopReason
 from worker.training.step import Lesson, Trainee, Work, pass_alone
@@ -45,3 +46,15 @@ class Seat:
     def summary(self) -> dict[str, Any]:
         """What a finished job says of its company; nothing where it could have none."""
         return {}
+
+
+#: Gives a job that is about to train its place.
+Seated = Callable[
+    [TrainCommand, LoadedBaseModel, Lesson, Report, ShouldStop], AbstractContextManager[Seat]
+]
+
+
+@contextmanager
+def by_itself(*_: object) -> Iterator[Seat]:
+    """A place where there are no others."""
+    yield Seat()

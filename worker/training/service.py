@@ -10,7 +10,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,18 +33,13 @@ from worker.contract.pipe import (
 )
 from worker.training.base_model import BaseModelShelf
 from worker.training.device import device_memory_bytes, device_name, this_device
+from worker.training.following import NO_MORE, follow
 from worker.training.job import run_job
 from worker.training.loop import StopReason
 from worker.training.packing.together import Together
 from worker.training.ranks import Ranks, join
 from worker.training.result import versions
 from worker.training.seat import Seat
-
-#: What the first process says to the others in place of a job when it ends.
-_NO_MORE = "no more"
-
-#: How long the first process has to say what was wrong before another one's end is its own.
-_LAST_WORDS_SECONDS = 5.0
 
 
 class _Running:
@@ -108,7 +102,7 @@ class Service:
             self._serve_together(shelf)
         else:
             self._serve_one_by_one(shelf)
-        self._ranks.from_first(_NO_MORE)
+        self._ranks.from_first(NO_MORE)
         return EXIT_CHECKPOINTED if self._terminated else 0
 
     def terminate(self, _number: int, _frame: FrameType | None) -> None:
@@ -262,36 +256,6 @@ class Service:
         with self._write_lock:
             self._events.write(event.line())
             self._events.flush()
-
-
-def follow(ranks: Ranks) -> NoReturn:
-    """Make the steps of the first process's jobs with it, until it has no more; then end.
-
-    What ends a job here ends it there as well, and is said there. Where it does not, our end is
-    the trainer's, and the job is tried again.
-    """
-    # A terminal's Ctrl-C is for the supervisor.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shelf = BaseModelShelf()
-    while (word := ranks.from_first(None)) != _NO_MORE:
-        if not isinstance(word, TrainCommand):
-            continue  # whether to stop, asked after our last step
-        shelf.allow_hub = word.allow_hub
-        try:
-            run_job(
-                word,
-                shelf,
-                this_device(),
-                report=lambda event: None,
-                should_stop=lambda: ranks.from_first(None),
-                ranks=ranks,
-            )
-        except Exception:
-            traceback.print_exc()
-            time.sleep(_LAST_WORDS_SECONDS)
-            os._exit(1)
-        gc.collect()
-    os._exit(0)
 
 
 def serve(

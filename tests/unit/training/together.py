@@ -86,16 +86,14 @@ def _trained(side: Side) -> Any:
 
 
 def run_together(
-    orders: Sequence[TrainCommand],
-    *,
-    together: Together | None = None,
-    on_event: Callable[[Together, str, Any], object] = lambda *_: None,
+    orders: Sequence[TrainCommand], *, drained: bool = False, all_seated: bool = True
 ) -> tuple[list[Any], list[list[Any]]]:
     """Whole jobs side by side; how each ended, and its events.
 
-    All have their seats, in this order, before the first step.
+    All have their seats, in this order, before the first step, unless that is not asked for. If
+    `drained`, all are told to stop then, and do after the pass that comes next.
     """
-    together = together or Together(BaseModelShelf(), slots=len(orders))
+    together = Together(BaseModelShelf(), slots=len(orders))
     begin = threading.Barrier(len(orders))
     order = [threading.Event() for _ in orders]
     ended: list[Any] = [None] * len(orders)
@@ -109,26 +107,25 @@ def run_together(
                     order[place - 1].wait(_PATIENCE_SECONDS)
             with together.seated(*args) as seat:
                 order[place].set()
+                if drained:
+                    together.pack.drain()
                 with together.baton.laid_down():
                     begin.wait(_PATIENCE_SECONDS)
                 yield seat
 
-        def report(event: Any) -> None:
-            events[place].append(event)
-            on_event(together, orders[place].job_id, event)
-
         def stop() -> Any:
             return "drain" if together.pack.drains else None
 
+        seats = seated if all_seated else together.seated
         try:
-            with together.job(orders[place], report, stop) as shelf:
+            with together.job(orders[place], events[place].append, stop) as shelf:
                 ended[place] = run_job(
                     orders[place],
                     shelf,
                     this_device(),
-                    report=report,
+                    report=events[place].append,
                     should_stop=stop,
-                    seated=seated,
+                    seated=seats,
                 )
         except Exception as error:
             ended[place] = error
