@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from worker.contract.asyncapi import asyncapi
+from worker.contract.openapi import openapi
 from worker.contract.schema import json_schema
 from worker.settings import env_example, settings_table
 
@@ -19,6 +21,8 @@ def _readme(text: str) -> str:
 GENERATED: dict[str, Callable[[str], str]] = {
     "config/worker.env.example": lambda _: env_example(),
     "docs/contract.schema.json": lambda _: json.dumps(json_schema(), indent=2) + "\n",
+    "docs/contract.asyncapi.json": lambda _: json.dumps(asyncapi(), indent=2) + "\n",
+    "docs/contract.openapi.json": lambda _: json.dumps(openapi(), indent=2) + "\n",
     "README.md": _readme,
 }
 
