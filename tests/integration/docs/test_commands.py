@@ -62,7 +62,7 @@ def test_what_is_not_run_says_what_it_needs_and_names_the_test_that_stands_in(co
     assert all((TOP / name).is_file() for name in named), reason
 
 
-def run(command, folder, environment, trainable=None):
+def run(command, folder, environment):
     """The command in a shell; its answer, or what it said until it was stopped."""
     treatment, text = command.treatment, command.text
     with socket.socket() as free:
@@ -79,10 +79,13 @@ def run(command, folder, environment, trainable=None):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if treatment.serves:
-        eventually(lambda: answers(port), f"{text} answers")
-        process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=240)
+    try:
+        if treatment.serves:
+            eventually(lambda: answers(port), f"{text} answers")
+            process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
     return process.returncode, said
 
 
