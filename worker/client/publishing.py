@@ -131,6 +131,8 @@ class LoraJobClient:
         try:
             try:
                 self._send_once(body, properties)
+            except pika.exceptions.ConnectionBlockedTimeout:
+                raise  # it would be blocked again
             except (pika.exceptions.AMQPConnectionError, pika.exceptions.ChannelWrongStateError):
                 if self._connection is None:
                     raise  # not even reached

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 import uuid
 
 import pytest
@@ -124,6 +125,21 @@ def test_a_policy_that_rejects_is_an_error(client, backend, private_rabbitmq_nod
         client.submit(**JOB)
     backend.get("model_training")
     assert client.submit(**JOB)
+
+
+def test_a_broker_that_takes_nothing_is_an_error_and_not_a_hang(
+    rabbitmq_url, private_rabbitmq_node
+):
+    private_rabbitmq_node.ctl("set_vm_memory_high_watermark", "0")
+    client = LoraJobClient(f"{rabbitmq_url}?blocked_connection_timeout=1")
+    started = time.monotonic()
+    try:
+        with pytest.raises(PublishFailed, match="queue 'model_training'"):
+            client.submit(**JOB)
+        took_seconds = time.monotonic() - started
+    finally:
+        private_rabbitmq_node.ctl("set_vm_memory_high_watermark", "0.4")
+    assert took_seconds < 30
 
 
 def test_threads_share_a_client(client, backend):
