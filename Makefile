@@ -8,7 +8,7 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak lint types check generate asyncapi pictures \
+.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak lint types check generate \
   bench bench-counted bench-gpu bench-startup bench-scaling bench-consumers clean
 
 help: ## Show what can be made.
@@ -71,6 +71,7 @@ asyncapi: .tools/node_modules/@asyncapi/parser ## The AsyncAPI document by Async
 .tools/node_modules/@asyncapi/parser:
 	npm install --silent --no-audit --no-fund --prefix .tools @asyncapi/parser@3.6.6
 
+.PHONY: pictures asyncapi
 pictures: setup test-tools ## The pictures of the documentation, of a real run.
 	$(BIN)/python -m tests.pictures
 

@@ -47,7 +47,7 @@ Treatment = Run | RunBy | NotRun
 TREATMENTS: dict[str, Treatment] = {
     r"make demo": RunBy(".ci/run", "make demo"),
     r"make test": RunBy(".ci/run", "make test"),
-    r"(JOBS=\d+ )?docker compose .*": NotRun(
+    r"([A-Z_]+=\S+ )*docker .*": NotRun(
         "needs a Docker engine and images from a registry; the parts that it starts are started "
         "without containers by tests/e2e/test_demo.py"
     ),
