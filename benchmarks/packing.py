@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.loops import OurLoop
+from benchmarks.loops import OurLoop, PeerLoop
 from benchmarks.training import machine
 from benchmarks.workload import RESOLUTION, Workload
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel
@@ -61,12 +61,15 @@ def main() -> None:
         workload.prepare()
         print(
             "\n| jobs | samples/s one after another | side by side | packed | packed / one after "
-            "another, CPU time min / median / max | the same, wall clock | packed / side by side |"
-            "\n|---|---|---|---|---|---|---|"
+            "another, CPU time min / median / max | the same, wall clock "
+            "| packed / side by side, CPU time | the same, wall clock |"
+            "\n|---|---|---|---|---|---|---|---|"
         )
         for count in options.jobs:
             times = _measured(workload, options, count)
             figures |= _row(count, times, count * options.steps * options.rounds, on_gpu=on_gpu)
+        if on_gpu:
+            figures["script_samples_per_second"] = _script(workload, options)
     print(json.dumps(figures))
 
 
@@ -89,8 +92,8 @@ def _measured(workload: Workload, options: argparse.Namespace, count: int) -> Ti
     """The times of alternating rounds of `count` jobs."""
     with ExitStack() as stack:
         loops = _loops(workload, options, count)
-        ways: dict[str, Callable[[], object]] = {
-            "one after another": lambda: [loop.step() for loop in loops for _ in _steps(options)],
+        ways: dict[str, Callable[[], float]] = {
+            "one after another": lambda: _one_after_another(loops, options.steps),
             "packed": stack.enter_context(_packed(loops, options.steps)),
         }
         if count <= options.most_processes:
@@ -99,16 +102,33 @@ def _measured(workload: Workload, options: argparse.Namespace, count: int) -> Ti
         for number in range(options.rounds + 1):
             for way in list(ways) if number % 2 else reversed(list(ways)):
                 began = time.process_time(), time.perf_counter()
-                ways[way]()
+                elsewhere = ways[way]()
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 ended = time.process_time(), time.perf_counter()
-                times[way].append((ended[0] - began[0], ended[1] - began[1]))
+                times[way].append((ended[0] - began[0] + elsewhere, ended[1] - began[1]))
     return {way: seconds[1:] for way, seconds in times.items()}
 
 
-def _steps(options: argparse.Namespace) -> range:
-    return range(options.steps)
+def _script(workload: Workload, options: argparse.Namespace) -> float:
+    """Samples a second of diffusers' loop, transcribed, on the GPU."""
+    loop, rates = PeerLoop(workload), []
+    for _ in range(options.rounds + 1):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(options.steps):
+            loop.step()
+        torch.cuda.synchronize()
+        rates.append(options.steps / (time.perf_counter() - began))
+    print(f"\ntranscription of diffusers' loop: {_spread(rates[1:])} samples/s")
+    return round(statistics.median(rates[1:]), 3)
+
+
+def _one_after_another(loops: list[OurLoop], steps: int) -> float:
+    for loop in loops:
+        for _ in range(steps):
+            loop.step()
+    return 0.0
 
 
 def _loops(workload: Workload, options: argparse.Namespace, count: int) -> list[OurLoop]:
@@ -133,7 +153,7 @@ def _rules(options: argparse.Namespace, job: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _packed(loops: list[OurLoop], steps: int) -> Iterator[Callable[[], object]]:
+def _packed(loops: list[OurLoop], steps: int) -> Iterator[Callable[[], float]]:
     """A round of jobs that share passes, each in its thread."""
     together = Together(BaseModelShelf(), slots=len(loops))
     begin, end = (threading.Barrier(len(loops) + 1) for _ in range(2))
@@ -161,9 +181,10 @@ def _packed(loops: list[OurLoop], steps: int) -> Iterator[Callable[[], object]]:
     for thread in threads:
         thread.start()
 
-    def round_of_all() -> None:
+    def round_of_all() -> float:
         begin.wait()
         end.wait()
+        return 0.0
 
     try:
         yield round_of_all
@@ -177,8 +198,8 @@ def _packed(loops: list[OurLoop], steps: int) -> Iterator[Callable[[], object]]:
 @contextmanager
 def _side_by_side(
     options: argparse.Namespace, workload: Workload, count: int
-) -> Iterator[Callable[[], object]]:
-    """A round of plain processes, all at once."""
+) -> Iterator[Callable[[], float]]:
+    """A round of plain processes, all at once; it says what CPU time they took."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "resolution")]
     arguments += [f"--{name}={getattr(options, name)}" for name in ("precision", "dropout")]
     arguments += [f"--steps={options.steps}", f"--folder={workload.folder}"]
@@ -193,18 +214,22 @@ def _side_by_side(
         for job in range(count)
     ]
 
-    def hear() -> None:
+    def hear() -> float:
+        seconds = 0.0
         for child in children:
             assert child.stdout is not None
-            if child.stdout.readline().strip() != "done":
+            line = child.stdout.readline()
+            if not line:
                 raise RuntimeError("a process has ended early")
+            seconds += float(line)
+        return seconds
 
-    def round_of_all() -> None:
+    def round_of_all() -> float:
         for child in children:
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        hear()
+        return hear()
 
     try:
         hear()
@@ -218,13 +243,14 @@ def _serve_rounds(options: argparse.Namespace) -> None:
     """One of the processes: a round for each line on stdin."""
     workload = Workload(options.size, options.folder, 1, options.precision)
     loop = OurLoop(workload, launch="eager", **_rules(options, options.child))
-    print("done", flush=True)
+    print(0, flush=True)
     for _ in sys.stdin:
-        for _ in _steps(options):
+        began = time.process_time()
+        for _ in range(options.steps):
             loop.step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        print("done", flush=True)
+        print(time.process_time() - began, flush=True)
 
 
 def _row(count: int, times: Times, samples: int, *, on_gpu: bool) -> dict[str, object]:
@@ -233,11 +259,14 @@ def _row(count: int, times: Times, samples: int, *, on_gpu: bool) -> dict[str, o
     pairs = list(zip(times["one after another"], times["packed"], strict=True))
     cpu, wall = ([plain[clock] / packed[clock] for plain, packed in pairs] for clock in range(2))
     processes = zip(times.get("side by side", []), times["packed"], strict=False)
-    beside = [plain[1] / packed[1] for plain, packed in processes]
+    beside_cpu, beside = [], []
+    for plain, packed in processes:
+        beside_cpu.append(plain[0] / packed[0])
+        beside.append(plain[1] / packed[1])
     print(
         f"| {count} | {rates['one after another']:.2f} | {rates.get('side by side', 0):.2f} "
         f"| {rates['packed']:.2f} | {'–' if on_gpu else _spread(cpu)} | {_spread(wall)} "
-        f"| {_spread(beside)} |",
+        f"| {_spread(beside_cpu)} | {_spread(beside)} |",
         flush=True,
     )
     figures: dict[str, object] = {
@@ -248,6 +277,7 @@ def _row(count: int, times: Times, samples: int, *, on_gpu: bool) -> dict[str, o
         figures[f"cpu_time_ratio_j{count}"] = round(statistics.median(cpu), 3)
     if beside:
         figures[f"versus_processes_j{count}"] = round(statistics.median(beside), 3)
+        figures[f"versus_processes_cpu_j{count}"] = round(statistics.median(beside_cpu), 3)
     return figures
 
 

@@ -34,11 +34,9 @@ def test_a_step_launches_at_most_2400_kernels_with_dropout_and_a_quarter_less_th
 
 
 @pytest.mark.parametrize("dropout", [0, 0.1])
-def test_eight_jobs_in_a_pass_launch_a_sixth_more_kernels_than_one_and_not_eight_times_as_many(
-    dropout,
-):
+def test_eight_jobs_in_a_pass_launch_hardly_more_kernels_than_one(dropout):
     alone, packed = step_work(dropout=dropout), packed_work(8, dropout=dropout)
-    assert packed.kernels < 1.17 * alone.kernels
+    assert packed.kernels < 1.06 * alone.kernels
     assert packed.gflop == pytest.approx(8 * alone.gflop, rel=0.01)
     assert packed.saved_gib < 8.1 * alone.saved_gib
 

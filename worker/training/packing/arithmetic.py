@@ -99,8 +99,9 @@ class PackedArithmetic:
 
     def give_back(self) -> None:
         """Add each job's gradient to that of its own weights."""
-        for place, job in enumerate(self._jobs):
-            gradient = self.rows.gradient(place, job)
+        # All of them first: where memory does not suffice nobody has been given any.
+        gradients = [self.rows.gradient(place, job) for place, job in enumerate(self._jobs)]
+        for job, gradient in zip(self._jobs, gradients, strict=True):
             if job.buffer.grad is None:
                 job.buffer.grad = gradient
             else:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,8 +93,7 @@ class Pack:
         finally:
             with self._changed:
                 self._seats = [one for one in self._seats if one is not seat]
-                if not self._seats:
-                    self._most = self.slots
+                self._most = self.slots  # with more room it may go again
                 self._changed.notify_all()
 
     def drain(self) -> None:
@@ -180,7 +179,7 @@ class Pack:
                 too_large = True
             except Exception as error:
                 # Of one of them, or of sharing itself: by itself each finds out what is its own.
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
                 self._tell(some, "pass_not_shared", reason=reason)
                 self._most = 1
                 return
@@ -279,7 +278,7 @@ class PackedSeat(Seat):
         self._companions += len(members)
         self._last = members, place
 
-    def away(self) -> Any:
+    def away(self) -> AbstractContextManager[None]:
         """Inside, the others go on without it."""
         return self._pack.away(self)
 
