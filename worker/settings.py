@@ -140,6 +140,11 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(
         50 * 1024 * 1024, ge=1024, description="Largest picture file, bytes."
     )
+    image_allowed_buckets: _CommaList = Field(
+        (),
+        description="Buckets (bucket or bucket/folder/, comma-separated) that pictures may come "
+        "from; any that the credentials can read if empty.",
+    )
     image_allowed_hosts: _CommaList = Field(
         (), description="Hosts that pictures may come from over https, comma-separated."
     )
@@ -207,6 +212,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "webhook_allowed_hosts",
+        "image_allowed_buckets",
         "image_allowed_hosts",
         "job_retry_seconds",
         "webhook_retry_seconds",

@@ -23,7 +23,7 @@ from worker.training.framing import Framing
 MEMORY_BYTES = 768 * 1024 * 1024
 
 #: Time of the processor for one picture, seconds. The slowest legal ones take 2.5 s.
-CPU_SECONDS = 5.0
+CPU_SECONDS = 4.5
 
 #: Files that are open at a time: the picture, the pipes, and a few of the interpreter's.
 _OPEN_FILES = 64

@@ -88,6 +88,11 @@ class DecoderProcess:
     ) -> None:
         self._end()
 
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        return self._child.pid if self._child is not None else None
+
     def decode(self, path: str, framing: Framing, places: Sequence[float]) -> Decoded:
         """As `worker.training.decoding.decode_file`.
 

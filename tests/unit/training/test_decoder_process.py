@@ -108,7 +108,7 @@ def test_scans_are_those_of_the_picture_and_not_of_what_a_phone_puts_behind_it(t
 def test_a_picture_that_takes_too_long_ends_and_the_next_one_is_decoded(tmp_path):
     with DecoderProcess(program("it.CPU_SECONDS = 0.5")) as quick:
         began = time.monotonic()
-        assert "takes more than 5 seconds" in refused(
+        assert "takes more than 4.5 seconds" in refused(
             quick, written(tmp_path, png_of_chunks(1_000_000))
         )
         assert time.monotonic() - began < 60
@@ -197,7 +197,7 @@ def test_the_process_ends_with_its_trainer(tmp_path):
         "import time\n"
         "from worker.training.decoder_process import DecoderProcess\n"
         "with DecoderProcess() as it:\n"
-        "    print(it._child.pid, flush=True)\n"
+        "    print(it.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", trainer], stdout=subprocess.PIPE) as started:
