@@ -9,8 +9,9 @@ MAX_DEPTH = 64
 #: Longest name that is compared with the known ones, or shown; characters.
 MAX_NAME = 64
 
-#: Names in `parameters` that are looked at: more than there are.
-_MAX_PARAMETERS = 200
+#: Names in `parameters`, and items of a list other than the pictures', that are looked at: more
+#: than any may have, so that the rest only adds to what is wrong already.
+_MAX_PARAMETERS, _MAX_ITEMS = 200, 200
 
 
 def is_deep(payload: Any) -> bool:
@@ -38,7 +39,15 @@ def too_many(fields: dict[str, Any], max_images: int) -> list[tuple[str, str]]:
             problems.append(("image_urls", found))
             fields[name] = images[:max_images]
     parameters = fields.get("parameters")
-    if isinstance(parameters, dict) and len(parameters) > _MAX_PARAMETERS:
-        problems.append(("parameters", f"has {len(parameters)} names; there are not so many"))
-        fields["parameters"] = dict(itertools.islice(parameters.items(), _MAX_PARAMETERS))
+    if isinstance(parameters, dict):
+        if len(parameters) > _MAX_PARAMETERS:
+            problems.append(("parameters", f"has {len(parameters)} names; there are not so many"))
+        some = itertools.islice(parameters.items(), _MAX_PARAMETERS)
+        fields["parameters"] = {name: _beginning(value) for name, value in some}
+    if "tags" in fields:
+        fields["tags"] = _beginning(fields["tags"])
     return problems
+
+
+def _beginning(value: Any) -> Any:
+    return value[:_MAX_ITEMS] if isinstance(value, list) else value
