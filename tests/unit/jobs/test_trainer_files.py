@@ -1,10 +1,12 @@
 """A trainer that a picture has taken over does not make the supervisor read or write for it."""
 
 import os
+import stat
 
 import pytest
 
 from worker.contract.errors import JobError
+from worker.jobs.attempt import job_folder
 from worker.jobs.trainer_files import own_file, own_name
 
 
@@ -60,3 +62,9 @@ def test_names_of_outputs_are_kept(name):
 def test_a_name_that_could_lead_elsewhere_is_refused(name):
     with pytest.raises(JobError):
         own_name(name)
+
+
+def test_a_jobs_folder_is_nobody_elses(tmp_path):
+    with job_folder(tmp_path / "work") as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
