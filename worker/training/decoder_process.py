@@ -144,6 +144,9 @@ class DecoderProcess:
         if isinstance(problem, TimeoutError):
             self._end()
             return BadFile(f"it was not decoded within {PICTURE_SECONDS:g} seconds")
+        if isinstance(problem, ValueError):
+            self._end()
+            return BadFile("it is damaged: the program that decodes it gave no answer")
         try:
             status = self._child.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
