@@ -142,3 +142,18 @@ def test_jobs_at_a_time_need_a_disk_for_all_of_them(monkeypatch, tmp_path, mocke
     monkeypatch.setenv("PACK_SLOTS", "8")
     [found] = fitness.disk(load_settings())
     assert (found.verdict, "PACK_SLOTS=8 needs 4096 MiB" in found.sentence) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "buckets", "found"),
+    [("production", "", ["warning"]), ("production", "media", []), ("development", "", [])],
+)
+def test_in_production_a_message_that_may_name_any_bucket_is_worth_a_word(
+    monkeypatch, environment, buckets, found
+):
+    monkeypatch.setenv("ENVIRONMENT", environment)
+    monkeypatch.setenv("INTERNAL_API_TOKEN", "token")
+    monkeypatch.setenv("IMAGE_ALLOWED_BUCKETS", buckets)
+    findings = fitness.pictures(load_settings())
+    assert [one.verdict for one in findings] == found
+    assert all("IMAGE_ALLOWED_BUCKETS" in one.sentence for one in findings)
