@@ -8,7 +8,7 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak lint types check generate \
+.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak compose-check lint types check generate \
   bench bench-counted bench-gpu bench-startup bench-scaling bench-consumers clean
 
 help: ## Show what can be made.
@@ -48,6 +48,9 @@ faults: setup ## Every fault at every point of a job, then the journals; BROKER=
 
 faults-full: setup ## The same with the real trainer, which takes its time to start.
 	$(BIN)/python -m tests.faults --real-trainer $(CASES)
+
+compose-check: $(VENV)/.ready ## Twenty jobs through docker-compose.yml, one container killed and one paused; needs Docker.
+	$(BIN)/python -m tests.compose $(COMPOSE_CHECK)
 
 soak: setup ## JOBS=1000 through five workers with a random fault every few seconds.
 	$(BIN)/python -m tests.faults.soak --jobs $(or $(JOBS),1000)

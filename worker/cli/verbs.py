@@ -30,6 +30,7 @@ from worker.contract.pipe import FinishedEvent
 from worker.contract.schema import json_schema
 from worker.jobs.assembly import catalogue_of
 from worker.jobs.fitness import refuse_to_start
+from worker.jobs.job_folder import sweep
 from worker.jobs.local_run import pictures_in, train_locally
 from worker.jobs.record import Result
 from worker.jobs.retirement import RunLimits
@@ -62,6 +63,7 @@ def run(
     try:
         limits = RunLimits(max_jobs=max_jobs, idle_seconds=exit_when_idle)
         supervisor = Supervisor(settings, limits=limits)
+        sweep(settings.work_dir)  # a disk that the dead have filled is no reason to refuse
         refuse_to_start(settings)
         supervisor.install_signal_handlers()
         status = supervisor.run()
