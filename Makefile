@@ -33,12 +33,16 @@ endif
 demo: setup ## The main job on this machine: a message becomes an adapter and a webhook.
 	$(BIN)/lora-worker demo
 
-# Headless browser for the pages; Prometheus to check its rules and to scrape a worker.
+# Headless browser for the pages; Prometheus to check its rules and to scrape a worker. Tests that
+# render the Kubernetes manifests want a kubectl of 1.27 or newer, and are skipped without.
 test-tools:
 	@which chromium promtool >/dev/null || { \
 	  echo 'installing chromium and prometheus'; \
 	  $(SUDO) apt-get update -qq && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends chromium prometheus >/dev/null; }
+	@which kubectl >/dev/null || { \
+	  echo 'installing kubernetes-client'; \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends kubernetes-client >/dev/null; } || true
 
 test: setup test-tools ## Every test, on a real broker, a real store, real receivers and a real browser.
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -13,21 +13,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.compose.stack import ROOT, Stack, docker
-from tests.faults.checker import Published, Stored, check
+from tests.compose.stack import ROOT, SECRETS, Stack, docker
+from tests.faults.checker import Counts, Published, Stored, check, leaks
 from tests.live_worker import eventually
 
 WORKERS = 2
 
 #: A job is in its middle from here on, percent.
 MIDDLE_PERCENT = 5
+
+#: What of the checker's table a look from outside can tell.
+TOLD = (
+    *("published", "committed", "failed", "lost", "duplicated", "contradicting", "leaked"),
+    *("progress_after_terminal", "progress_backwards", "waiting", "terminal_seen_twice"),
+)
 
 #: How long anything may take, seconds; a busy machine takes its time.
 PATIENCE_SECONDS = 3600.0
@@ -79,26 +84,33 @@ def _play(stack: Stack) -> dict[str, Any]:
 
     _until(lambda: len(stack.objects("/delivered.json")) >= len(jobs), "all are told")
     _until(lambda: not any(_waiting(stack).values()), "all queues are empty")
-    counts = check(
-        [Published(job_id) for job_id in jobs],
-        Stored(stack.objects(), waiting=sum(_waiting(stack).values())),
-        stack.arrivals(),
-    )
-    for finding in counts.findings:
-        _say(finding)
-    leases = stack.leases()
+    log = stack.worker_log()
+    counts = _compare(stack, jobs, log)
+    epochs = {job_id: lease["epoch"] for job_id, lease in stack.leases().items()}
     clean = counts.clean and counts.committed == len(jobs)
     return {
-        **{name: value for name, value in asdict(counts).items() if name != "findings"},
-        "killed": 1,
-        "killed_job_epochs": leases[killed]["epoch"],
-        "paused": 1,
+        **{name: getattr(counts, name) for name in TOLD},
+        "killed_job_epochs": epochs[killed],
+        "paused_job_epochs": epochs[paused],
         "paused_seconds": paused_seconds,
-        "paused_job_epochs": leases[paused]["epoch"],
-        "noticed_by_the_paused": len(stack.worker_log("job_was_taken_over")),
+        "noticed_by_the_paused": log.count('"event": "job_was_taken_over"'),
+        "folders_swept": log.count('"event": "job_folders_swept"'),
         "scaler_saw": scaler_saw,
-        "clean": clean and leases[killed]["epoch"] > 1 and leases[paused]["epoch"] > 1,
+        "clean": clean and epochs[killed] > 1 and epochs[paused] > 1,
     }
+
+
+def _compare(stack: Stack, jobs: list[str], log: str) -> Counts:
+    objects, arrivals = stack.objects(), stack.arrivals()
+    waiting = sum(_waiting(stack).values())
+    counts = check(
+        [Published(job_id) for job_id in jobs], Stored(objects, waiting=waiting), arrivals
+    )
+    for place in leaks(SECRETS, {**objects, "the workers' log": log.encode()}):
+        counts.blame("leaked", place)
+    for finding in counts.findings:
+        _say(finding)
+    return counts
 
 
 def _in_the_middle(stack: Stack, container: str) -> str | None:

@@ -1,5 +1,6 @@
 """A running compose file, seen from the machine that it runs on."""
 
+import functools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 #: As the compose file has them.
 RESULTS_BUCKET, MONITOR = "stylelicense-models", ("monitor", "demo-monitor")
+SECRETS = ("demo-token", "demo-secret", "demo-worker")
 
 #: Ports are taken as they are free.
 FREE_PORTS = dict.fromkeys(("RABBITMQ_UI_PORT", "S3_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT"), "")
@@ -47,11 +49,9 @@ class Stack:
         lines = self.compose("logs", "--no-log-prefix", "setup").splitlines()
         return [line.rpartition(" ")[2] for line in lines if line.startswith("published job ")]
 
-    def worker_log(self, event: str) -> list[dict[str, Any]]:
-        """Lines of all workers about one event."""
-        lines = self.compose("logs", "--no-log-prefix", "worker").splitlines()
-        found = [json.loads(line) for line in lines if line.startswith("{")]
-        return [line for line in found if line["event"] == event]
+    def worker_log(self) -> str:
+        """What all workers have logged, those that were killed too."""
+        return self.compose("logs", "--no-log-prefix", "worker")
 
     # --- the store
 
@@ -97,6 +97,7 @@ class Stack:
         found = self._get("prometheus", 9090, path)["data"]["result"]
         return float(found[0]["value"][1]) if found else None
 
+    @functools.cache  # noqa: B019 - there are one or two stacks
     def _address(self, service: str, port: int) -> str:
         return self.compose("port", service, str(port)).strip()
 
