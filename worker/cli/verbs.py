@@ -54,7 +54,7 @@ def run(
     ] = None,
     exit_when_idle: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="End after so long without job and event."),
+        typer.Option(min=1, metavar="SECONDS", help="End after so long without job and event."),
     ] = None,
 ) -> None:
     """Consume jobs until told to stop (SIGTERM drains, a second one ends at once)."""
