@@ -71,6 +71,17 @@ def test_an_idle_worker_ends_and_a_job_lets_it_wait_anew(site, messages):
     assert done_at - first_at > 0.8  # the five slow steps
 
 
+def test_the_verb_takes_both_limits_and_sweeps_what_a_killed_worker_left(site):
+    left = site.folder / "work" / "job-of-the-dead"
+    left.mkdir(parents=True)
+    arguments = ("-m", "worker.cli", "run", "--max-jobs", "1", "--exit-when-idle", "2")
+    with site.worker(*arguments) as worker:
+        assert worker.wait() == 0
+    assert [line["reason"] for line in worker.log("worker_done")] == ["idle"]
+    assert [line["folders"] for line in worker.log("job_folders_swept")] == [1]
+    assert not left.exists()
+
+
 def test_events_that_others_left_are_sent_by_a_worker_that_finds_no_job(site, messages):
     answers = [500]
     site.receiver.respond = lambda request: Reply(
