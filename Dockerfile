@@ -40,7 +40,7 @@ ARG SYSTEM_PACKAGES=""
 # hadolint ignore=DL3008,SC2086
 RUN apt-get update \
  && apt-get install -y --no-install-recommends tini ${SYSTEM_PACKAGES} \
- && rm -rf /var/lib/apt/lists/* \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* \
  && useradd --uid 10001 --no-create-home --home-dir /work --shell /usr/sbin/nologin worker \
  && install -d -o worker -g worker /work /models
 COPY --from=dependencies /opt/venv /opt/venv

@@ -61,6 +61,15 @@ def test_compose_commands_name_profiles_services_and_variables_of_the_file(comma
         assert profile in SERVICES[service]["profiles"]
 
 
+def test_every_variable_of_the_compose_file_has_its_row():
+    asked = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    table = PAGE.partition("| variable | default | |")[2].partition("\n\n")[0]
+    named = {
+        name for row in re.findall(r"^\|(.*?)\|", table, re.MULTILINE) for name in words_in(row)
+    }
+    assert named == asked
+
+
 def test_folders_and_containers_of_kubectl_commands_are_there():
     folders = re.findall(r"-k (\S+)", " ".join([*COMMANDS, *INLINE]))
     assert folders
