@@ -9,6 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak compose-check lint types check generate \
+  fuzz audit sbom security-tools \
   bench bench-counted bench-gpu bench-startup bench-scaling bench-consumers clean
 
 help: ## Show what can be made.
@@ -61,6 +62,26 @@ soak: setup ## JOBS=1000 through five workers with a random fault every few seco
 
 test-gpu: $(VENV)/.ready ## What needs a GPU.
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+security-tools: $(VENV)/.ready
+	@$(BIN)/python -c 'import atheris, pip_audit, cyclonedx_py' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[security]'
+
+fuzz: security-tools ## 100,000 messages and 5,000 pictures made to do harm; GUIDED=0 without atheris.
+	$(BIN)/python -m tests.fuzz.messages --count 100000
+	$(BIN)/python -m tests.fuzz.images --count 5000
+ifneq ($(GUIDED),0)
+	$(BIN)/python -m tests.fuzz.messages --guided --count 100000
+endif
+
+# --strict: what could not be looked up counts as a finding; a mirror may know nothing.
+audit: security-tools ## Known vulnerabilities of the pinned packages; asks the package index.
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt
+
+sbom: security-tools ## build/sbom.cdx.json: all packages of this environment (CycloneDX).
+	@mkdir -p build
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible \
+	  --of JSON -o build/sbom.cdx.json $(BIN)/python
 
 lint: $(VENV)/.ready ## Style and formatting.
 	$(BIN)/ruff check .
