@@ -38,7 +38,7 @@ from worker.training.device import (
     memory_report,
 )
 from worker.training.environment import environment
-from worker.training.export import KOHYA_FILE, add_to_header, export_adapter, verify_adapter
+from worker.training.export import KOHYA_FILE, export_adapter
 from worker.training.file_header import thumbnail_entry, training_facts
 from worker.training.images import Pictures
 from worker.training.library_optimizer import refuse_missing_package
@@ -49,7 +49,9 @@ from worker.training.previews import Drawn, draw_previews, is_cheap, previews_wa
 from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
+from worker.training.safetensors_file import add_to_header
 from worker.training.step import Lesson, Trainee
+from worker.training.verify import verify_adapter
 
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]

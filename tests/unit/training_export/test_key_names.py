@@ -15,9 +15,10 @@ from peft import LoraConfig
 
 from worker.contract.parameters import TARGET_PRESETS
 from worker.demo.tiny_families import make_family, random_family_unet
-from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE, export_adapter, verify_adapter
+from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE, export_adapter
 from worker.training.families.block_names import original_path
 from worker.training.families.known import FAMILIES, family_of
+from worker.training.verify import verify_adapter
 
 #: Blocks with attention in Stable Diffusion 1.x and 2.x: one transformer block each.
 DIFFUSERS_BLOCKS = {
