@@ -86,6 +86,15 @@ def _text_encoder(values: Mapping[str, Any]) -> Iterable[Conflict]:
         )
 
 
+def _previews(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["preview_points"] and values["validation_prompts"] == ():
+        yield (
+            "preview_points",
+            "has no effect with an empty list of validation_prompts, which asks for no previews; "
+            "send prompts, or none of both",
+        )
+
+
 def base_model_conflicts(values: Mapping[str, Any], family: Family) -> list[Conflict]:
     """What of `values`, as for `conflicts`, cannot be with a base model of this family."""
     if values["train_text_encoder"] and family == "sdxl":
@@ -105,4 +114,5 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterable[Conflict]], ...] = (
     _warm_up,
     _dora,
     _text_encoder,
+    _previews,
 )

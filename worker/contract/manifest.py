@@ -56,8 +56,17 @@ class BaseModelName(BaseModel):
     license: str | None = None
 
 
+class PreviewAt(BaseModel):
+    """A picture drawn with the adapter as it was after `step` optimizer steps."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    step: int
+    file: str
+
+
 class Preview(BaseModel):
-    """One prompt and seed, drawn without the adapter and with it: names of files."""
+    """One prompt and seed, drawn without the adapter, along the way and with it: names of files."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -65,6 +74,12 @@ class Preview(BaseModel):
     seed: int
     before: str
     after: str
+    along: tuple[PreviewAt, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """In the order of the training."""
+        return (self.before, *(picture.file for picture in self.along), self.after)
 
 
 class Manifest(BaseModel):

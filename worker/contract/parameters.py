@@ -47,6 +47,8 @@ NOT_OFFERED: dict[str, str] = dict.fromkeys(
     "train fewer steps",
 ) | {
     "input_perturbation": "is not offered; noise_offset is",
+    "validation_epochs": "is not offered; preview_points says how many times previews are drawn "
+    "along the way",
 }
 
 
@@ -201,6 +203,13 @@ class TrainingParameters(BaseModel):
         ge=1,
         le=16,
         description="Previews of each of validation_prompts, one a seed.",
+    )
+    preview_points: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="How many times, evenly spaced, the first preview of up to 4 prompts is also "
+        "drawn along the way; by default up to 3 times where that takes little of the training.",
     )
     base_model: str | None = Field(
         None, max_length=100, description="Name in the catalogue; the operator's default if none."

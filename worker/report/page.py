@@ -45,11 +45,12 @@ _page = Environment(
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A preview with its two pictures as data URIs."""
+class _Strip:
+    """A preview with its pictures as data URIs: before, along the way by step, after."""
 
     preview: Preview
     before: str
+    along: tuple[tuple[int, str], ...]
     after: str
 
 
@@ -87,7 +88,8 @@ def report_page(manifest: Manifest, folder: Path, thumbnail_folder: Path) -> str
         outcome=outcome(manifest),
         training=size_of_training(manifest),
         tiles=_tiles(manifest),
-        pairs=_pairs(manifest, folder),
+        strips=_strips(manifest, folder),
+        along=any(preview.along for preview in manifest.previews),
         curves=_curves(folder / METRICS_FILE),
         pictures=_pictures(manifest, thumbnail_folder),
         pictures_in_all=len(manifest.dataset),
@@ -114,12 +116,17 @@ def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
     return tiles
 
 
-def _pairs(manifest: Manifest, folder: Path) -> list[_Pair]:
-    names = [name for p in manifest.previews for name in (p.before, p.after)]
-    uris = fitting_pictures([folder / name for name in names], _PREVIEW_BYTES)
+def _strips(manifest: Manifest, folder: Path) -> list[_Strip]:
+    names = [name for preview in manifest.previews for name in preview.files]
+    uris = iter(fitting_pictures([folder / name for name in names], _PREVIEW_BYTES))
     return [
-        _Pair(preview, before, after)
-        for preview, before, after in zip(manifest.previews, uris[::2], uris[1::2], strict=True)
+        _Strip(
+            preview,
+            before=next(uris),
+            along=tuple((picture.step, next(uris)) for picture in preview.along),
+            after=next(uris),
+        )
+        for preview in manifest.previews
     ]
 
 

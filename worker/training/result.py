@@ -48,9 +48,10 @@ def job_metadata(
     *,
     resumed: Mapping[str, Any],
     training_seconds: float,
+    drawing_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """What the `complete` webhook says of the training, as far as it is known before the export."""
-    rules = command.parameters
+    rules, stepping_seconds = command.parameters, training_seconds - drawing_seconds
     steps_here = plan.total_steps - resumed.get("resumed_at_step", 0)
     return {
         "training_epochs": plan.total_epochs,
@@ -81,7 +82,7 @@ def job_metadata(
         "claim": command.claim,
         **resumed,
         "training_seconds": round(training_seconds, 3),
-        "steps_per_second": round(steps_here / max(training_seconds, 1e-9), 3),
+        "steps_per_second": round(steps_here / max(stepping_seconds, 1e-9), 3),
     }
 
 
@@ -116,7 +117,7 @@ def write_result(
     if drawn.previews:
         draw_sheet(drawn.previews, folder, folder / PREVIEW_SHEET)
         names.append(PREVIEW_SHEET)
-        names += [name for preview in drawn.previews for name in (preview.before, preview.after)]
+        names += [name for preview in drawn.previews for name in preview.files]
     manifest = Manifest(
         job_id=command.job_id,
         style_id=command.style_id,

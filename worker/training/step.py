@@ -34,6 +34,8 @@ class Trainee:
         step: optimizer steps done, skipped ones included.
         validation: what was seen of it on fixed pictures.
         text_encoder: where it is trained too; then captions are encoded at each step.
+        along: previews drawn along the way, as PNG files: by step, then by place among the pairs of
+            prompts and seeds.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
     """
@@ -48,6 +50,7 @@ class Trainee:
     step: int = 0
     validation: Validation = field(default_factory=Validation)
     text_encoder: Any = None
+    along: dict[int, dict[int, bytes]] = field(default_factory=dict)
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
 

@@ -45,6 +45,7 @@ def refused(**parameters):
         ),
         ({"use_dora": True, "train_text_encoder": True}, "use_dora", "send one of them"),
         ({"lr_warmup_steps": 5}, "lr_warmup_steps", "send lr_scheduler constant_with_warmup"),
+        ({"preview_points": 2, "validation_prompts": []}, "preview_points", "no previews"),
     ],
 )
 def test_what_cannot_work_together_is_named_with_what_to_send(parameters, field, says):
