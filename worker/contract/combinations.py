@@ -21,6 +21,9 @@ _MIN_PRODIGY_FACTOR = 0.1
 #: Options that only some optimizers have, with their defaults.
 _OF_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
+#: Options of prior preservation, with their defaults.
+OF_PRIOR = {"class_prompt": None, "prior_loss_weight": 1.0, "num_class_images": 100}
+
 #: A parameter and what is wrong with it beside another.
 Conflict = tuple[str, str]
 
@@ -86,6 +89,24 @@ def _text_encoder(values: Mapping[str, Any]) -> Iterable[Conflict]:
         )
 
 
+def _prior_preservation(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["with_prior_preservation"]:
+        if values["class_prompt"] is None:
+            yield (
+                "class_prompt",
+                "is missing: with_prior_preservation needs to know what the class is; send what "
+                "its pictures show",
+            )
+        return
+    for name, default in OF_PRIOR.items():
+        if values[name] != default:
+            yield (
+                name,
+                "has no effect without with_prior_preservation; send with_prior_preservation true, "
+                f"or no {name}",
+            )
+
+
 def _previews(values: Mapping[str, Any]) -> Iterable[Conflict]:
     if values["preview_points"] and values["validation_prompts"] == ():
         yield (
@@ -114,5 +135,6 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterable[Conflict]], ...] = (
     _warm_up,
     _dora,
     _text_encoder,
+    _prior_preservation,
     _previews,
 )

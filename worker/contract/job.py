@@ -11,13 +11,9 @@ from pydantic_core import ErrorDetails
 
 from worker.contract.captions import filled_template
 from worker.contract.errors import InvalidJob
-from worker.contract.parameters import (
-    NOT_OFFERED,
-    TrainingParameters,
-    canonical_parameter,
-    held_out_count,
-    nearest_parameter,
-)
+from worker.contract.parameter_names import NOT_OFFERED, canonical_parameter, nearest_parameter
+from worker.contract.parameters import TrainingParameters
+from worker.contract.picture_counts import picture_conflicts
 
 #: The only `type` of an enveloped message that this worker takes.
 MESSAGE_TYPE = "model_training"
@@ -72,6 +68,11 @@ class TrainingJob(BaseModel):
         validation_alias=AliasChoices("image_urls", "images"),
         description="The pictures: URLs, or objects with url and caption.",
     )
+    class_images: tuple[ImageReference, ...] = Field(
+        (),
+        description="Pictures of the class, for parameters.with_prior_preservation: URLs, or "
+        "objects with url and caption; the caption is class_prompt if there is none.",
+    )
     webhook_url: str | None = Field(
         None,
         max_length=2048,
@@ -89,7 +90,7 @@ class TrainingJob(BaseModel):
         default_factory=TrainingParameters, description="Training parameters."
     )
 
-    @field_validator("images", mode="before")
+    @field_validator("images", "class_images", mode="before")
     @classmethod
     def _urls_are_references(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -100,6 +101,13 @@ class TrainingJob(BaseModel):
     @classmethod
     def _base_only(cls, value: str | None) -> str | None:
         return webhook_base(value) if value else None
+
+    @property
+    def wanted_images(self) -> list[tuple[str, str | None]]:
+        """Every picture to fetch and its caption, if it was sent: the images, then the class's."""
+        sent = [(image.url, image.caption) for image in self.images]
+        prompt = self.parameters.class_prompt
+        return sent + [(image.url, image.caption or prompt) for image in self.class_images]
 
     @property
     def seed(self) -> int:
@@ -175,16 +183,18 @@ def parse_message(
     except ValidationError as error:
         details = error.errors()
         # A list whose items are all refused is not also "empty".
-        lists = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
-        details = [d for d in details if d["type"] != "too_short" or d["loc"] not in lists]
+        refused = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
+        details = [d for d in details if d["type"] != "too_short" or d["loc"] not in refused]
         problems += [_sentence(detail) for detail in details]
-    images = fields.get("image_urls", fields.get("images"))
-    if isinstance(images, list) and len(images) > max_images:
-        problems.append(
-            ("image_urls", f"has {len(images)} pictures; at most {max_images} are allowed")
-        )
+    lists = {
+        "image_urls": fields.get("image_urls", fields.get("images")),
+        "class_images": fields.get("class_images"),
+    }
+    for name, images in lists.items():
+        if isinstance(images, list) and len(images) > max_images:
+            problems.append((name, f"has {len(images)} pictures; at most {max_images} are allowed"))
     if job is not None:
-        problems += _too_few_pictures(job)
+        problems += picture_conflicts(job.parameters, len(job.images), len(job.class_images))
     if problems or job is None:
         raise _invalid(problems, fields)
     return ParsedMessage(
@@ -193,19 +203,6 @@ def parse_message(
         ignored_fields=ignored,
         created_at=_moment(payload.get("created_at")),
     )
-
-
-def _too_few_pictures(job: TrainingJob) -> list[tuple[str, str]]:
-    """What cannot be had with so few pictures."""
-    rules, given = job.parameters, len(job.images)
-    if rules.validation_split and given == 1:
-        return [("parameters.validation_split", "holds out pictures, and there is 1; send 2")]
-    held_out = held_out_count(rules.validation_split, given)
-    if rules.train_batch_size <= given - held_out:
-        return []
-    of_them = f", of which {held_out} are held out" if held_out else ""
-    found = f"is {rules.train_batch_size} with {given} pictures{of_them}; send at most that many"
-    return [("parameters.train_batch_size", found)]
 
 
 def _moment(text: Any) -> datetime | None:

@@ -87,6 +87,9 @@ class Manifest(BaseModel):
 
     Attributes:
         inputs: what was trained on, in order. dataset: a row for every picture of the message.
+        class_pictures: with prior preservation, a row for each picture of the class.
+        class_pictures_made: whether these were drawn by the base model, and are again when this is
+            trained again.
         parameters: after defaults. plan and what was measured are in `metadata`.
         versions: of the libraries. environment: all that the adapter's bits depend on.
         stage_seconds: each stage that had ended when this was written.
@@ -101,6 +104,8 @@ class Manifest(BaseModel):
     trigger_word: str | None = None
     inputs: tuple[TrainedPicture, ...] = Field(min_length=1)
     dataset: tuple[PictureReport, ...] = ()
+    class_pictures: tuple[PictureReport, ...] = ()
+    class_pictures_made: bool = False
     parameters: dict[str, Any]
     seed: int
     base_model: BaseModelName

@@ -1,6 +1,5 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -35,21 +34,6 @@ SchedulerName = Literal[
     "cosine_with_restarts",
     "polynomial",
 ]
-
-
-#: Names of options that other trainers have and this one does not, and what to do instead.
-NOT_OFFERED: dict[str, str] = dict.fromkeys(
-    (
-        *("with_prior_preservation", "prior_loss_weight", "class_prompt", "class_images"),
-        *("num_class_images", "class_data_dir"),
-    ),
-    "is not offered: there is no prior preservation; say in captions what is not the style, or "
-    "train fewer steps",
-) | {
-    "input_perturbation": "is not offered; noise_offset is",
-    "validation_epochs": "is not offered; preview_points says how many times previews are drawn "
-    "along the way",
-}
 
 
 class TrainingParameters(BaseModel):
@@ -164,6 +148,28 @@ class TrainingParameters(BaseModel):
     )
     keep_tokens: int = Field(
         0, ge=0, le=75, description="First tags that stay in place; needs shuffle_captions."
+    )
+    with_prior_preservation: bool = Field(
+        False,
+        validation_alias=AliasChoices("with_prior_preservation", "prior_preservation"),
+        description="Beside each picture also train one of its class, so that the base keeps what "
+        "it knows of the class (DreamBooth).",
+    )
+    class_prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="What the pictures of the class show, without the trigger word.",
+    )
+    prior_loss_weight: float = Field(
+        1.0, gt=0, le=10, description="Weight of the loss on pictures of the class."
+    )
+    num_class_images: int = Field(
+        100,
+        ge=1,
+        le=1000,
+        description="Pictures of the class that the base model draws before the training, where "
+        "the message has no class_images.",
     )
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
         None, description="What the UNet predicts; by default what the base model says."
@@ -316,24 +322,3 @@ def held_out_count(validation_split: float, pictures: int) -> int:
     if not validation_split:
         return 0
     return min(max(1, round(validation_split * pictures)), pictures - 1)
-
-
-def canonical_parameter(name: str) -> str | None:
-    """The parameter that `name` names, itself or by an alias; none if it names none."""
-    for field_name, field in TrainingParameters.model_fields.items():
-        alias = field.validation_alias
-        if name in (alias.choices if isinstance(alias, AliasChoices) else (field_name,)):
-            return field_name
-    return None
-
-
-def nearest_parameter(name: str) -> str | None:
-    """The known parameter (or alias) spelled most like `name`, if any is close."""
-    known: list[str] = []
-    for field_name, field in TrainingParameters.model_fields.items():
-        alias = field.validation_alias
-        known += (
-            [str(c) for c in alias.choices] if isinstance(alias, AliasChoices) else [field_name]
-        )
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return close[0] if close else None

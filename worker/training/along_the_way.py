@@ -24,8 +24,9 @@ _POINTS = 3
 _SHARE = 0.05
 
 #: What a picture costs, in steps of one picture: each step of the sampler passes it forward twice,
-#: with the prompt and with the empty one.
-PICTURE_COST = 2 * STEPS * PASS_COST
+#: with the prompt and with the empty one; in the end it is decoded, in full precision.
+_DECODING_COST = 4.0
+PICTURE_COST = 2 * STEPS * PASS_COST + _DECODING_COST
 
 
 def points_along(

@@ -1,5 +1,6 @@
 """One job in the trainer, top to bottom: load, read and encode, plan, train, export, verify."""
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -44,8 +45,9 @@ from worker.training.images import Pictures
 from worker.training.job_previews import previews_of
 from worker.training.library_optimizer import refuse_missing_package
 from worker.training.loop import StopReason
-from worker.training.material import Material, gather
+from worker.training.material import Material, gather, prior_facts
 from worker.training.plan import make_plan
+from worker.training.prior import class_files
 from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
@@ -122,7 +124,7 @@ def run_job(
                 training_seconds=clock["training"],
                 drawing_seconds=previews.along.seconds,
             )
-            metadata |= {"dataset": counts(material.rows), **validated}
+            metadata |= {"dataset": counts(material.rows), **prior_facts(material), **validated}
             adapters = _export(command, training.trainee, lesson, material.pictures)
             with _clocked("previews", clock):
                 drawn = previews.draw(training.trainee, Path(command.output_dir), should_stop)
@@ -162,8 +164,12 @@ def _prepare(
             "reason": arithmetic.reason,
         }
         report(LogEvent(event="precision_changed", fields=changed))
-    images = _until_told_to_stop(command.images, should_stop)
-    material = gather(command, model, images)
+    stop_if_told = functools.partial(_stop_if_told, should_stop)
+    images, class_images = (
+        _until_told_to_stop(some, should_stop)
+        for some in (command.images, class_files(command, model, stop_if_told))
+    )
+    material = gather(command, model, images, class_images)
     for event in log_events(material.rows):
         report(event)
     free_bytes = free_memory_bytes(arithmetic.device, command.trainers_per_gpu)
@@ -189,6 +195,7 @@ def _prepare(
         seed=command.seed,
         compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
         held_out=material.held_out,
+        prior=material.prior,
     )
 
 

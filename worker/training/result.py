@@ -124,6 +124,8 @@ def write_result(
         trigger_word=command.trigger_word,
         inputs=_inputs(material.pictures),
         dataset=tuple(material.rows),
+        class_pictures=tuple(material.class_rows),
+        class_pictures_made=material.prior is not None and material.prior.made > 0,
         parameters=command.parameters.model_dump(mode="json"),
         seed=command.seed,
         base_model=_base_model(command),

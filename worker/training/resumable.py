@@ -59,8 +59,8 @@ class Training:
         self._belongs_to = fingerprint(
             rules,
             command.seed,
-            lesson.dataset.sha256,
-            tuple(image.caption for image in command.images),
+            lesson.sent,
+            tuple(image.caption for image in (*command.images, *command.class_images)),
             command.base_model.name,
         )
         self._made_in = environment(model.arithmetic.device) | package_version(rules.optimizer)

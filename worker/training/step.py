@@ -18,9 +18,10 @@ from worker.training.conditioning import Conditions
 from worker.training.objective import NoiseSchedule, sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
+from worker.training.prior import Prior
 from worker.training.ranks import ALONE, Ranks
 from worker.training.recording import RecordedPass
-from worker.training.sampler import Sample, derived_seed, draw, step_samples
+from worker.training.sampler import Companions, Sample, derived_seed, draw, step_samples
 from worker.training.validation import Validation
 
 
@@ -75,6 +76,7 @@ class Lesson:
 
     Attributes:
         held_out: pictures that are not trained on. trained: the others, by bucket.
+        prior: with prior preservation, the pictures of the class, which are not among those.
     """
 
     dataset: Dataset
@@ -85,10 +87,23 @@ class Lesson:
     seed: int
     compile_cache: Path | None = None
     held_out: tuple[int, ...] = ()
+    prior: Prior | None = None
     trained: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trained = self.dataset.by_bucket(without=self.held_out)
+        of_class = self.companions.pictures if self.companions else ()
+        self.trained = self.dataset.by_bucket(without={*self.held_out, *of_class})
+
+    @property
+    def companions(self) -> Companions | None:
+        """What goes beside each picture of a step, if anything does."""
+        return self.prior.companions if self.prior else None
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """sha256 of the pictures that came with the job: what a checkpoint belongs to."""
+        made = self.prior.made if self.prior else 0
+        return self.dataset.sha256[: len(self.dataset.sha256) - made]
 
 
 def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
@@ -97,8 +112,12 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     Each micro-batch weighs as much as it has samples, so a shorter last group counts right and
     4 × 1 equals 1 × 4.
     """
-    batches = step_samples(lesson.plan, lesson.seed, trainee.step, lesson.trained)
-    samples, device = sum(len(batch) for batch in batches), trainee.losses.device
+    batches = step_samples(
+        lesson.plan, lesson.seed, trainee.step, lesson.trained, lesson.companions
+    )
+    # What is beside a picture counts with it: both losses are means over the pictures.
+    samples = sum(len(batch) for batch in batches) // lesson.plan.samples_each
+    device = trainee.losses.device
     loss = torch.zeros((), device=device)
     with trainee.ranks.together():
         for number, batch in trainee.ranks.share(batches):
@@ -163,7 +182,10 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor
     prediction = predict(trainee, noisy, timesteps, conditions)
     target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
     weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
-    return sample_losses(prediction, target, weights)
+    losses = sample_losses(prediction, target, weights)
+    if lesson.prior is None:
+        return losses
+    return losses * lesson.prior.weights[batch.bucket][batch.indices[0]]
 
 
 def predict(

@@ -10,7 +10,8 @@ from worker.contract.base_model import BaseModelEntry, Family
 from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 from worker.contract.errors import InvalidJob
 from worker.contract.job import parse_message
-from worker.contract.parameters import NOT_OFFERED, TrainingParameters, chosen_base_model
+from worker.contract.parameter_names import NOT_OFFERED
+from worker.contract.parameters import TrainingParameters, chosen_base_model
 
 
 def refused(**parameters):
@@ -46,6 +47,10 @@ def refused(**parameters):
         ({"use_dora": True, "train_text_encoder": True}, "use_dora", "send one of them"),
         ({"lr_warmup_steps": 5}, "lr_warmup_steps", "send lr_scheduler constant_with_warmup"),
         ({"preview_points": 2, "validation_prompts": []}, "preview_points", "no previews"),
+        ({"with_prior_preservation": True}, "class_prompt", "is missing"),
+        ({"class_prompt": "a cat"}, "class_prompt", "send with_prior_preservation true"),
+        ({"num_class_images": 9}, "num_class_images", "no effect"),
+        ({"prior_loss_weight": 0.5}, "prior_loss_weight", "no effect"),
     ],
 )
 def test_what_cannot_work_together_is_named_with_what_to_send(parameters, field, says):
@@ -68,6 +73,7 @@ def test_what_cannot_work_together_is_named_with_what_to_send(parameters, field,
         {"use_dora": True, "optimizer": "adafactor", "lora_dropout": 0.5},
         {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 5},
         {"lr_scheduler": "cosine", "lr_warmup_steps": 5},
+        {"prior_preservation": True, "class_prompt": "a cat", "prior_loss_weight": 0.5},
     ],
 )
 def test_what_can_work_together_is_accepted(parameters):

@@ -52,8 +52,13 @@ def reference_step(
     noise_offset=0.0,
     snr_gamma=None,
     prediction_type="epsilon",
+    prior_loss_weight=None,
 ) -> torch.Tensor:
-    """One step on `pixels` `[B, 3, R, R]` with random numbers and what else the UNet is told."""
+    """One step on `pixels` `[B, 3, R, R]` with random numbers and what else the UNet is told.
+
+    With a `prior_loss_weight`, the second half of the batch is of the class, as in the script for
+    DreamBooth.
+    """
     device = pixels.device
     posterior = model.vae.encode(pixels).latent_dist
     epsilon = torch.stack([draw.latent for draw in draws]).to(posterior.mean)
@@ -65,7 +70,15 @@ def reference_step(
     velocity = prediction_type == "v_prediction"
     target = ddpm.get_velocity(latents, noise, timesteps) if velocity else noise
     prediction = unet(noisy, timesteps, return_dict=False, **told)[0]
-    if snr_gamma is None:
+    if prior_loss_weight is not None:
+        prediction, prediction_of_class = torch.chunk(prediction, 2, dim=0)
+        target, target_of_class = torch.chunk(target, 2, dim=0)
+        loss = functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+        prior_loss = functional.mse_loss(
+            prediction_of_class.float(), target_of_class.float(), reduction="mean"
+        )
+        loss = loss + prior_loss_weight * prior_loss
+    elif snr_gamma is None:
         loss = functional.mse_loss(prediction.float(), target.float(), reduction="mean")
     else:
         snr = compute_snr(ddpm, timesteps)
