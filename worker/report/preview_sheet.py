@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from worker.contract.manifest import Preview
 
-#: Largest side of a cell, room between cells and for a line of text, pixels.
-_CELL = 256
+#: Largest and smallest side of a cell, room between cells and for a line of text, pixels.
+_CELL, _SMALLEST = 256, 128
 _GAP = 12
 _LINE = 24
 _TEXT = 14
@@ -21,7 +21,7 @@ def draw_sheet(previews: Sequence[Preview], folder: Path, target: Path) -> None:
     """Draw `previews`, whose files lie in `folder`, and save them as PNG to `target`."""
     rows = [(prompt, list(row)) for prompt, row in groupby(previews, key=lambda p: p.prompt)]
     with Image.open(folder / previews[0].after) as first:
-        cell = min(_CELL, max(first.size))
+        cell = min(_CELL, max(_SMALLEST, *first.size))
     heads = max((_heads(row) for _, row in rows), key=len)
     columns = len(heads)
     width = max(_GAP + columns * (cell + _GAP), 2 * (_CELL + _GAP))
@@ -29,16 +29,16 @@ def draw_sheet(previews: Sequence[Preview], folder: Path, target: Path) -> None:
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
     for column, word in enumerate(heads):
-        pen.text((_GAP + column * (cell + _GAP), _GAP), word, fill=_FAINT, font=font)
+        head = _fitting(word, cell, font)
+        pen.text((_GAP + column * (cell + _GAP), _GAP), head, fill=_FAINT, font=font)
     top = _GAP + _LINE
     for prompt, row in rows:
         line = _fitting(prompt or "(no prompt)", width - 2 * _GAP, font)
         pen.text((_GAP, top), line, fill=_INK, font=font)
         for column, name in enumerate(file for preview in row for file in preview.files):
             with Image.open(folder / name) as picture:
-                small = picture.convert("RGB")
-            small.thumbnail((cell, cell), Image.Resampling.LANCZOS)
-            sheet.paste(small, (_GAP + column * (cell + _GAP), top + _LINE))
+                shown = ImageOps.contain(picture.convert("RGB"), (cell, cell))
+            sheet.paste(shown, (_GAP + column * (cell + _GAP), top + _LINE))
         top += _LINE + cell + _GAP
     sheet.save(target, "PNG", optimize=True)
 
