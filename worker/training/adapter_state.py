@@ -45,7 +45,7 @@ def kohya_part(trained: Any, path_of: Callable[[str], str]) -> dict[str, torch.T
 
 def unet_names(unet: Any) -> Callable[[str], str]:
     """The path that kohya's readers know a layer of `unet` by, given its own."""
-    return functools.partial(family_of(unet.config).kohya_path, unet_config=unet.config)
+    return functools.partial(family_of(unet.config).kohya_path, config=unet.config)
 
 
 def text_encoder_name(path: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from worker.training.base_model import LoadedBaseModel
@@ -74,7 +73,9 @@ def draw(brush: Brush, prompt: str, seed: int, should_stop: ShouldStop) -> Image
             output_type="latent",
             callback_on_step_end=look,
         ).images
-    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0]
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor + shift
+    pixels = vae.decode(latents, return_dict=False)[0][0]
     values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(values.astype(numpy.uint8))
 
@@ -82,21 +83,10 @@ def draw(brush: Brush, prompt: str, seed: int, should_stop: ShouldStop) -> Image
 def pipeline_for(brush: Brush) -> Any:
     """A pipeline of the loaded parts, without text encoders: prompts come encoded."""
     model = brush.model
-    pipeline = model.family.painter(model.vae, model.unet, _sampler(brush))
+    sampler = model.family.sampler(model.schedule, brush.prediction_type)
+    pipeline = model.family.painter(model.vae, model.unet, sampler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _sampler(brush: Brush) -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ (arXiv:2211.01095) on the noise schedule of the training."""
-    kept = brush.model.schedule.signal.double().cpu() ** 2
-    betas = 1 - kept / torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=len(betas),
-        trained_betas=betas.tolist(),
-        steps_offset=1,
-        prediction_type=brush.prediction_type,
-    )
 
 
 def _told(model: LoadedBaseModel, prompt: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

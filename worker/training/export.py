@@ -64,10 +64,13 @@ def export_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     config, family = unet.peft_config[ADAPTER], family_of(unet.config)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        trained = {
+            f"{family.denoiser.name}_lora_layers": weights_of(unet, ADAPTER),
+            f"{family.denoiser.name}_lora_adapter_metadata": _adapter_metadata(config),
+        }
         family.pipeline.save_lora_weights(
             scratch,
-            unet_lora_layers=weights_of(unet, ADAPTER),
-            unet_lora_adapter_metadata=_adapter_metadata(config),
+            **trained,
             **_text_layers(text_encoder),
             weight_name=DIFFUSERS_FILE,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepLaunch
-from worker.training.families.memory import UnetMemory
+from worker.training.families.memory import DenoiserMemory
 
 #: Share of the free memory that is planned with.
 _USABLE = 0.9
@@ -78,7 +78,7 @@ def make_plan(
     parameters: TrainingParameters,
     pictures: int,
     *,
-    memory: UnetMemory,
+    memory: DenoiserMemory,
     free_bytes: int,
     launch: StepLaunch = "auto",
     processes: int = 1,
@@ -140,7 +140,7 @@ def make_plan(
 
 
 def _fitting(
-    parameters: TrainingParameters, memory: UnetMemory, batch: int, free_bytes: int
+    parameters: TrainingParameters, memory: DenoiserMemory, batch: int, free_bytes: int
 ) -> tuple[int, bool]:
     """Micro-batch of at most `batch`, and checkpointing: the first that fits, or the least.
 

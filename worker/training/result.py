@@ -53,7 +53,10 @@ def job_metadata(
     """What the `complete` webhook says of the training, as far as it is known before the export."""
     rules, stepping_seconds = command.parameters, training_seconds - drawing_seconds
     steps_here = plan.total_steps - resumed.get("resumed_at_step", 0)
+    encoders = zip(model.family.text_parts, model.text_encoders, strict=True)
+    absent = [part.encoder for part, encoder in encoders if encoder.is_absent]
     return {
+        **({"absent_text_encoders": absent} if absent else {}),
         "training_epochs": plan.total_epochs,
         "training_steps": plan.total_steps,
         "lora_rank": rules.rank,

@@ -181,7 +181,7 @@ def draw(
     *,
     seed: int,
     latent_shape: torch.Size,
-    timesteps: int,
+    timesteps: int | Callable[[torch.Generator], int],
     flip: bool,
     caption_dropout_rate: float,
     crops: int = 1,
@@ -189,12 +189,17 @@ def draw(
 ) -> Draw:
     """The random numbers of one sample, always in the same order.
 
-    `crops` and `orders` are how many parts and orders of its caption a picture has.
+    `timesteps` is how many there are, or chooses one; `crops` and `orders` are how many parts and
+    orders of its caption a picture has.
     """
     source = generator(seed, "sample", sample.step, sample.position)
     choices = torch.rand(2, generator=source, dtype=torch.float64)
+    if callable(timesteps):
+        timestep = timesteps(source)
+    else:
+        timestep = int(torch.randint(timesteps, (1,), generator=source))
     return Draw(
-        timestep=int(torch.randint(timesteps, (1,), generator=source)),
+        timestep=timestep,
         flipped=flip and bool(choices[0] < 0.5),
         caption_dropped=bool(choices[1] < caption_dropout_rate),
         latent=torch.randn(latent_shape, generator=source),

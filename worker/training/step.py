@@ -15,7 +15,8 @@ from worker.training.adapter_weights import AdapterWeights
 from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
 from worker.training.conditioning import Conditions
-from worker.training.objective import NoiseSchedule, sample_losses
+from worker.training.families.family import Schedule as NoiseLaw
+from worker.training.objective import sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
 from worker.training.prior import Prior
@@ -80,7 +81,7 @@ class Lesson:
     """
 
     dataset: Dataset
-    schedule: NoiseSchedule
+    schedule: NoiseLaw
     prediction_type: str
     parameters: TrainingParameters
     plan: Plan
@@ -158,7 +159,7 @@ def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
             sample,
             seed=lesson.seed,
             latent_shape=data.bucket_of(sample.picture).latent_shape,
-            timesteps=len(lesson.schedule),
+            timesteps=lesson.schedule.choose,
             flip=rules.random_flip,
             caption_dropout_rate=rules.caption_dropout_rate,
             crops=data.crops,
@@ -179,7 +180,7 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor
     )
     noisy = lesson.schedule.add_noise(latents, noise, timesteps)
     conditions = batch.conditions(data, trainee.text_encoder)
-    prediction = predict(trainee, noisy, timesteps, conditions)
+    prediction = predict(trainee, noisy, lesson.schedule.told(timesteps), conditions)
     target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
     weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
     losses = sample_losses(prediction, target, weights)
@@ -191,7 +192,7 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor
 def predict(
     trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
 ) -> torch.Tensor:
-    """What the UNet says of `[B, 4, h, w]` at `[B]`, in the job's precision.
+    """What the denoiser says of `[B, C, h, w]` when told `[B]`, in the job's precision.
 
     Only a base in full precision is autocast: one in half precision has no weight to be cast, and
     autocast would compute its norms and their inputs in fp32.
@@ -200,6 +201,6 @@ def predict(
     full = dtype not in (torch.float16, torch.bfloat16)
     with trainee.accelerator.autocast() if full else nullcontext():
         answer: torch.Tensor = trainee.unet(
-            noisy.to(dtype), timesteps, **conditions.arguments(dtype), return_dict=False
+            noisy.to(dtype), timestep=timesteps, **conditions.arguments(dtype), return_dict=False
         )[0]
     return answer

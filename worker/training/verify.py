@@ -53,8 +53,9 @@ def verify_adapter(
         JobError: `TRAINING_FAILED`, naming the file and what differs; or the adapter in memory is
             itself of no use (not finite, or still all zero).
     """
-    pipeline, fresh = family_of(unet.config).pipeline, fresh_unet().eval()
-    load = functools.partial(pipeline.load_lora_into_unet, unet=fresh)
+    family, fresh = family_of(unet.config), fresh_unet().eval()
+    pipeline, name = family.pipeline, family.denoiser.name
+    load = functools.partial(getattr(pipeline, f"load_lora_into_{name}"), **{name: fresh})
     read = functools.partial(_read, unet)
     parts = [Part(unet, fresh, unet_names(unet), read, load, _run)]
     if text_encoder is not None and fresh_text_encoder is not None:
@@ -63,16 +64,17 @@ def verify_adapter(
             pipeline.load_lora_into_text_encoder, text_encoder=fresh, prefix="text_encoder"
         )
         parts.append(Part(text_encoder, fresh, text_encoder_name, read, load, _run_text))
-    return max(_verify(part, files) for part in parts)
+    as_comfyui = unet.peft_config[ADAPTER].use_dora or not family.diffusers_reads_kohya
+    return max(_verify(part, files, kohya_as_comfyui=as_comfyui) for part in parts)
 
 
-def _verify(part: Part, files: list[Path]) -> float:
+def _verify(part: Part, files: list[Path], *, kohya_as_comfyui: bool) -> float:
     _refuse_useless(part.trained)
     with _eval_mode(part.trained):
         wanted = part.run(part.trained)
     dtype, largest = next(part.trained.parameters()).dtype, 0.0
     for file in files:
-        if part.trained.peft_config[ADAPTER].use_dora and file.name == KOHYA_FILE:
+        if kohya_as_comfyui and file.name == KOHYA_FILE:
             wrong, output = read_as_comfyui_does(part, file)
         else:
             wrong, output = read_as_diffusers_does(part, file)
@@ -107,30 +109,31 @@ def _read(unet: Any, file: Path) -> dict[str, Any]:
     """What the pipeline of `unet`'s family finds in a file."""
     family = family_of(unet.config)
     named = {"unet_config": unet.config} if family.reads_unet_config else {}
-    state, alphas, metadata = family.pipeline.lora_state_dict(
+    state, *alphas, metadata = family.pipeline.lora_state_dict(
         str(file),
         return_lora_metadata=True,
         local_files_only=True,
         use_safetensors=True,
         **named,
     )
-    return {"state_dict": state, "network_alphas": alphas, "metadata": metadata}
+    found = {"state_dict": state, "metadata": metadata}
+    return found | ({"network_alphas": alphas[0]} if alphas else {})
 
 
 @torch.no_grad()
-def _run(unet: UNet2DConditionModel) -> torch.Tensor:
-    """The UNet's output on fixed inputs: `[1, C, h, w]`, fp32, on the CPU."""
-    config = unet.config
-    side = 2 ** len(config.block_out_channels)
+def _run(unet: Any) -> torch.Tensor:
+    """The denoiser's output on fixed inputs: `[1, C, h, w]`, fp32, on the CPU."""
+    config, family = unet.config, family_of(unet.config)
+    side = family.smallest_side(config)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(1, config.in_channels, side, side, generator=generator)
-    conditions = random_conditions(family_of(config), config, generator)
-    device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+    conditions = random_conditions(family, config, generator)
+    device, dtype = unet.device, unet.dtype
     # Compiled blocks round otherwise than the fresh, uncompiled ones.
     with torch.compiler.set_stance("force_eager"):
         output: torch.Tensor = unet(
             sample.to(device, dtype),
-            torch.tensor([500], device=device),
+            timestep=torch.tensor([500], device=device),
             **conditions.to(device).arguments(dtype),
             return_dict=False,
         )[0]

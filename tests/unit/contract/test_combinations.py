@@ -11,7 +11,7 @@ from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 from worker.contract.errors import InvalidJob
 from worker.contract.job import parse_message
 from worker.contract.parameter_names import NOT_OFFERED
-from worker.contract.parameters import TrainingParameters, chosen_base_model
+from worker.contract.parameters import TrainingParameters, chosen_base_model, for_base_model
 
 
 def refused(**parameters):
@@ -90,6 +90,46 @@ def test_every_conflict_is_named_at_once():
     }
 
 
+@pytest.mark.parametrize(
+    ("rules", "field", "says"),
+    [
+        ({"train_text_encoder": True}, "train_text_encoder", "several text encoders"),
+        ({"snr_gamma": 5.0}, "snr_gamma", "learns a flow"),
+        ({"prediction_type": "epsilon"}, "prediction_type", "send none"),
+        ({"resolution": 1000}, "resolution", "multiple of 16"),
+        ({"resolution": 1600}, "resolution", "at most 1536"),
+        ({"aspect_ratio_buckets": True}, "resolution", "half of it with aspect_ratio_buckets"),
+        (
+            {"aspect_ratio_buckets": True, "resolution": 64},
+            "aspect_ratio_buckets",
+            "of at least 128",
+        ),
+    ],
+)
+def test_what_a_base_with_flow_matching_cannot_do_is_named(rules, field, says):
+    catalogue = {"3": BaseModelEntry(name="3", location="x", family="sd3")}
+    with pytest.raises(InvalidJob) as caught:
+        chosen_base_model(TrainingParameters(**rules), catalogue, "3")
+    [(name, what)] = caught.value.problems
+    assert name == f"parameters.{field}"
+    assert says in what
+
+
+def test_presets_name_the_layers_of_text_too_where_blocks_join_text_and_picture():
+    three = BaseModelEntry(name="3", location="x", family="sd3")
+    one = BaseModelEntry(name="1", location="x", family="sd1")
+    attention, all_ = (TrainingParameters(target_modules=preset) for preset in ("attn", "attn-mlp"))
+    assert set(for_base_model(attention, three).target_modules) - set(attention.target_modules) == {
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    }
+    assert "ff_context.net.2" in for_base_model(all_, three).target_modules
+    assert for_base_model(all_, one).target_modules == all_.target_modules
+    chosen = TrainingParameters(target_modules=["to_q"])
+    assert for_base_model(chosen, three).target_modules == ("to_q",)
+    twice = for_base_model(for_base_model(attention, three), three)
+    assert twice == for_base_model(attention, three)
+
+
 @pytest.mark.parametrize("optimizer", DEFAULT_LEARNING_RATE)
 def test_each_optimizer_has_a_default_rate_that_survives_the_pipe(optimizer):
     rules = TrainingParameters(optimizer=optimizer)
@@ -128,5 +168,5 @@ def test_a_base_model_with_one_text_encoder_can_train_it(family):
 
 
 def test_a_base_model_that_is_not_in_the_catalogue_is_refused_with_those_that_are():
-    with pytest.raises(InvalidJob, match="it has sd1, sd2, sdxl"):
-        chosen_base_model(TrainingParameters(base_model="sd3"), CATALOGUE, "sd1")
+    with pytest.raises(InvalidJob, match="it has sd1, sd2, sd3, sdxl"):
+        chosen_base_model(TrainingParameters(base_model="flux"), CATALOGUE, "sd1")
