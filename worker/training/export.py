@@ -2,7 +2,7 @@
 
 `lora_weights.safetensors` is for diffusers: its keys, and rank and alpha in the header, without
 which diffusers takes the rank for alpha. `lora_weights.kohya.safetensors` is for ComfyUI and A1111;
-diffusers reads it too, except for DoRA. `verify.py` loads both back.
+diffusers reads it too, except for DoRA and for Stable Diffusion 3. `verify.py` loads both back.
 """
 
 import tempfile

@@ -31,7 +31,7 @@ class Interlude(Protocol):
         ...
 
     def draw(self, still_here: Callable[[], object]) -> None:
-        """Do it, in all processes; `still_here` is called every few seconds at least."""
+        """Do it, in all processes; the first calls `still_here` every few seconds at least."""
         ...
 
     def seconds_to_come(self, step_seconds: float) -> float:
@@ -68,10 +68,12 @@ def train(
     """
     reported, reported_at = trainee.step, time.monotonic()
     saved_at = reported_at
-    said: StepEvent | None = None
+    said, said_at = None, reported_at
 
     def still_here() -> None:
-        if said is not None and trainee.ranks.is_first:
+        nonlocal said_at
+        if said is not None and time.monotonic() - said_at >= REPORT_SECONDS:
+            said_at = time.monotonic()
             report(_progress(trainee, lesson, said.loss, said.step_seconds, interlude))
 
     step_seconds: deque[float] = deque(maxlen=_REMEMBERED)
@@ -106,6 +108,7 @@ def train(
             step_seconds.append((now - reported_at) / (trainee.step - reported))
             said = _progress(trainee, lesson, loss, statistics.median(step_seconds), interlude)
             report(said)
+            said_at = now
             reported, reported_at = trainee.step, now
         if now - saved_at >= lesson.parameters.checkpoint_seconds and not ended:
             checkpoint()
