@@ -64,7 +64,18 @@ types: $(VENV)/.ready ## Strict types.
 
 check: lint types test ## All three.
 
-generate: $(VENV)/.ready ## Files that come from the models: config/worker.env.example, docs/contract.schema.json, README's table.
+# What the tests do with its JSON Schema, by AsyncAPI's own parser (54 MB from npm, kept in .tools).
+asyncapi: .tools/node_modules/@asyncapi/parser ## The AsyncAPI document by AsyncAPI's own parser; needs npm.
+	NODE_PATH=.tools/node_modules node tests/asyncapi_parser.cjs
+
+.tools/node_modules/@asyncapi/parser:
+	npm install --silent --no-audit --no-fund --prefix .tools @asyncapi/parser@3.6.6
+
+.PHONY: pictures asyncapi
+pictures: setup test-tools ## The pictures of the documentation, of a real run.
+	$(BIN)/python -m tests.pictures
+
+generate: $(VENV)/.ready ## Files that come from the models: config/worker.env.example, docs/contract.*.json, the settings' table.
 	$(BIN)/python -m tests.generated
 
 # DIFFUSERS_SCRIPT=path/to/train_text_to_image_lora.py and DIFFUSERS_PYTHON=its interpreter, if at hand.
@@ -87,4 +98,4 @@ bench-consumers: $(VENV)/.ready rabbitmq ## What it costs a queue that ten thous
 	$(BIN)/python -m benchmarks.consumer_churn
 
 clean: ## Remove what was made, the virtual environment too.
-	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .tools demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

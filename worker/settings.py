@@ -303,7 +303,7 @@ def env_example() -> str:
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of settings in docs/settings.md, in Markdown."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for block in env_example().split("\n\n")[1:]:
         meaning, assignment = block.strip().split("\n")

@@ -19,14 +19,15 @@ MAY_IMPORT = {
     "broker": {"observability"},
     "storage": {"outbound"},
     "webhooks": {"contract", "outbound", "observability"},
+    "client": {"contract", "broker", "webhooks"},
     "report": {"contract"},
     "training": {"contract", "report"},
     "jobs": {
         *("contract", "settings", "outbound", "observability", "broker", "storage", "webhooks"),
     },
-    "demo": {"contract", "settings", "storage", "broker"},
+    "demo": {"contract", "settings", "storage", "broker", "client"},
     "cli": {
-        *("contract", "settings", "observability", "broker", "storage", "jobs", "demo"),
+        *("contract", "settings", "observability", "broker", "storage", "client", "jobs", "demo"),
     },
 }
 

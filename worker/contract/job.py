@@ -4,16 +4,17 @@ import hashlib
 import json
 import re
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic.config import JsonDict
 
 from worker.contract.captions import filled_template
 from worker.contract.errors import InvalidJob
-from worker.contract.parameter_names import NOT_OFFERED, canonical_parameter, nearest_parameter
+from worker.contract.other_names import document_other_names
 from worker.contract.parameters import TrainingParameters
 from worker.contract.picture_counts import picture_conflicts
+from worker.contract.sentences import sentence
 
 #: The only `type` of an enveloped message that this worker takes.
 MESSAGE_TYPE = "model_training"
@@ -29,6 +30,9 @@ WEBHOOK_PATH = "/api/webhooks/"
 
 _SCHEMES = ("s3://", "gs://", "https://", "file:///")
 
+#: What a picture's address looks like, for the published schema.
+_ADDRESS: JsonDict = {"pattern": f"^({'|'.join(_SCHEMES)})"}
+
 
 class ImageReference(BaseModel):
     """Where one picture is, and what it shows if the sender says so."""
@@ -36,7 +40,10 @@ class ImageReference(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     url: str = Field(
-        min_length=1, max_length=4096, description="s3://, gs://, https:// or file:///"
+        min_length=1,
+        max_length=4096,
+        description="s3://, gs://, https:// or file:///",
+        json_schema_extra=_ADDRESS,
     )
     caption: str | None = Field(
         None,
@@ -52,10 +59,19 @@ class ImageReference(BaseModel):
         return value
 
 
+_Picture = Annotated[str, Field(max_length=4096, json_schema_extra=_ADDRESS)] | ImageReference
+_Pictures = Annotated[list[_Picture], Field(min_length=1)]
+
+
 class TrainingJob(BaseModel):
     """One job, whichever shape its message had."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        frozen=True,
+        str_strip_whitespace=True,
+        json_schema_extra=document_other_names,
+    )
 
     job_id: str = Field(
         pattern=f"^{JOB_ID_PATTERN}$",
@@ -90,12 +106,15 @@ class TrainingJob(BaseModel):
         default_factory=TrainingParameters, description="Training parameters."
     )
 
-    @field_validator("images", "class_images", mode="before")
+    @field_validator("images", mode="before", json_schema_input_type=_Pictures)
     @classmethod
-    def _urls_are_references(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [{"url": item} if isinstance(item, str) else item for item in value]
-        return value
+    def _urls_are_images(cls, value: Any) -> Any:
+        return _references(value)
+
+    @field_validator("class_images", mode="before", json_schema_input_type=list[_Picture])
+    @classmethod
+    def _urls_are_class_images(cls, value: Any) -> Any:
+        return _references(value)
 
     @field_validator("webhook_url")
     @classmethod
@@ -119,6 +138,13 @@ class TrainingJob(BaseModel):
     def template_caption(self) -> str:
         """The caption of a picture that has none of its own; empty without trigger and tags."""
         return filled_template(self.caption_template, self.trigger_word, self.tags)
+
+
+def _references(value: Any) -> Any:
+    """A plain address is a picture without a caption."""
+    if isinstance(value, list | tuple):
+        return [{"url": item} if isinstance(item, str) else item for item in value]
+    return value
 
 
 def webhook_base(url: str) -> str:
@@ -185,7 +211,7 @@ def parse_message(
         # A list whose items are all refused is not also "empty".
         refused = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
         details = [d for d in details if d["type"] != "too_short" or d["loc"] not in refused]
-        problems += [_sentence(detail) for detail in details]
+        problems += [sentence(detail) for detail in details]
     lists = {
         "image_urls": fields.get("image_urls", fields.get("images")),
         "class_images": fields.get("class_images"),
@@ -243,30 +269,6 @@ def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         flat = {**payload, **data}
         ignored += [f"data.{name}" for name in data if name not in known]
     return {k: v for k, v in flat.items() if k in known}, tuple(ignored)
-
-
-def _sentence(detail: ErrorDetails) -> tuple[str, str]:
-    """`(field, what is wrong)` of one pydantic error, in words for a person."""
-    where = [str(part) for part in detail["loc"]]
-    field = ".".join(where)
-    kind = detail["type"]
-    if kind == "missing":
-        return field, "is missing"
-    if kind == "too_short":
-        return field, "is empty; send at least one"
-    if kind == "extra_forbidden":
-        if other := canonical_parameter(where[-1]):
-            return field, f"is another name of {other}, which is given too; send one of them"
-        if where[-1] in NOT_OFFERED:
-            return field, NOT_OFFERED[where[-1]]
-        near = nearest_parameter(where[-1])
-        return field, "is not a known parameter" + (f"; did you mean {near}?" if near else "")
-    text = detail["msg"].removeprefix("Value error, ")
-    text = re.sub(r"^(Input|String|Tuple|List) should", "should", text)
-    found = detail.get("input")
-    if isinstance(found, str | int | float | bool) and kind != "value_error":
-        text += f", found {str(found)[:100]!r}" if isinstance(found, str) else f", found {found}"
-    return field, text
 
 
 def _invalid(problems: list[tuple[str, str]], fields: dict[str, Any]) -> InvalidJob:

@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from worker.contract.base_model import BaseModelEntry, Family
 from worker.contract.combinations import DEFAULT_LEARNING_RATE, base_model_conflicts, conflicts
 from worker.contract.errors import InvalidJob
+from worker.contract.other_names import document_other_names
 
 #: Projections of the text in attention that joins text and picture.
 TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -52,13 +53,27 @@ SchedulerName = Literal[
 ]
 
 
+_Layers = (
+    Literal["attn", "attn-mlp"]
+    | Annotated[
+        list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]],
+        Field(min_length=1, max_length=32),
+    ]
+)
+
+
 class TrainingParameters(BaseModel):
     """The training parameters of one job. Names are diffusers' flag names.
 
     Out-of-range values and unknown names are refused by name; nothing is clamped or dropped.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra=document_other_names,
+    )
 
     num_train_epochs: int = Field(
         100,
@@ -246,7 +261,7 @@ class TrainingParameters(BaseModel):
         60, ge=1, le=3600, description="Seconds of training between two checkpoints."
     )
 
-    @field_validator("target_modules", mode="before")
+    @field_validator("target_modules", mode="before", json_schema_input_type=_Layers)
     @classmethod
     def _expand_preset(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -247,8 +247,8 @@ def main() -> None:
     )
     sys.stdout.write(f"receiver on http://{arguments.host}:{receiver.port}\n")
     sys.stdout.flush()
-    receiver.start()
     try:
+        receiver.start()
         threading.Event().wait()
     except KeyboardInterrupt:
         receiver.stop()

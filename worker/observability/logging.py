@@ -23,10 +23,10 @@ def configure_logging(
 ) -> None:
     """Send every log line of this process, ours and the libraries', to stderr.
 
-    Ours are written from `level` on, those of pika, botocore, urllib3 and the rest from WARNING
-    on. Tracebacks show no local variables, and uncaught exceptions of any thread become log lines
-    too, since Python's own report of them would show whatever their text holds. May be called
-    again: the last call counts.
+    Ours are written from `level` on, those of botocore, urllib3 and the rest from WARNING on,
+    pika's from CRITICAL on unless its level is set. Tracebacks show no local variables, and
+    uncaught exceptions of any thread become log lines too, since Python's own report of them would
+    show whatever their text holds. May be called again: the last call counts.
 
     Args:
         level: DEBUG, INFO, WARNING or ERROR.
@@ -46,6 +46,10 @@ def configure_logging(
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger(_OURS).setLevel(level)
+    # A lost connection is one event of ours, with its reason. The library writes several lines and
+    # stack traces at ERROR for each; they are kept to those who set its level themselves.
+    if logging.getLogger("pika").level == logging.NOTSET:
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
     structlog.configure(
         processors=[

@@ -43,7 +43,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
     config = structlog.get_config()
     pika = logging.getLogger("pika")
     pika_level = pika.level
-    pika.setLevel(logging.NOTSET)  # the broker room silences it
+    pika.setLevel(logging.WARNING)  # else it is silenced
     yield Lines(capsys)
     pika.setLevel(pika_level)
     root.handlers[:], sys.excepthook, threading.excepthook = kept[0], kept[2], kept[3]
@@ -169,6 +169,13 @@ def test_libraries_speak_from_warning_on_and_are_named(lines: Lines) -> None:
         ("py.warnings", "warning"),
     ]
     assert lines.rows[0]["event"] == "trouble with it"
+
+
+def test_pika_is_silent_unless_somebody_has_set_its_level(lines: Lines) -> None:
+    logging.getLogger("pika").setLevel(logging.NOTSET)
+    configure_logging("DEBUG", "json")
+    logging.getLogger("pika.adapters").error("a lost connection, in many lines")
+    assert lines.rows == []
 
 
 def test_an_uncaught_exception_is_a_redacted_line(lines: Lines) -> None:
