@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.config import JsonDict
 
+from worker.contract.bounds import MAX_DEPTH, MAX_NAME, is_deep, too_many
 from worker.contract.captions import filled_template
 from worker.contract.errors import InvalidJob
 from worker.contract.other_names import document_other_names
 from worker.contract.parameters import TrainingParameters
 from worker.contract.picture_counts import picture_conflicts
 from worker.contract.sentences import sentence
+from worker.contract.text import printable
 
 #: The only `type` of an enveloped message that this worker takes.
 MESSAGE_TYPE = "model_training"
@@ -24,6 +26,15 @@ JOB_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,199}"
 
 #: Longest message body that is parsed, bytes.
 MAX_BODY_BYTES = 4 * 1024 * 1024
+
+#: Ignored fields that are named in a log line.
+_IGNORED_NAMED = 20
+
+#: Longest webhook address, characters.
+_MAX_WEBHOOK_URL = 2048
+
+#: Largest number that a database keeps as a key.
+_MAX_STYLE_ID = 2**63 - 1
 
 #: From here on, a webhook address in a message is cut off (contract §1).
 WEBHOOK_PATH = "/api/webhooks/"
@@ -78,7 +89,7 @@ class TrainingJob(BaseModel):
         validation_alias=AliasChoices("job_id", "task_id"),
         description="Identity: two deliveries with one id are one job.",
     )
-    style_id: int = Field(gt=0, le=2**63 - 1, strict=True, description="The backend's key.")
+    style_id: int = Field(gt=0, le=_MAX_STYLE_ID, strict=True, description="The backend's key.")
     images: tuple[ImageReference, ...] = Field(
         min_length=1,
         validation_alias=AliasChoices("image_urls", "images"),
@@ -91,7 +102,7 @@ class TrainingJob(BaseModel):
     )
     webhook_url: str | None = Field(
         None,
-        max_length=2048,
+        max_length=_MAX_WEBHOOK_URL,
         validation_alias=AliasChoices("webhook_url", "callback_url"),
         description="Base URL of the backend; cut off from /api/webhooks/ on.",
     )
@@ -198,9 +209,9 @@ def parse_message(
     if id_is_digest:
         job_id = digest_id(payload)
     fields = {k: v for k, v in fields.items() if k not in ("job_id", "task_id") and v is not None}
-    fields["job_id"] = str(job_id) if isinstance(job_id, int) else job_id
+    fields["job_id"] = str(job_id) if type(job_id) is int else job_id
 
-    problems: list[tuple[str, str]] = []
+    problems = too_many(fields, max_images)
     if payload.get("type", MESSAGE_TYPE) != MESSAGE_TYPE:
         problems.append(("type", f"must be {MESSAGE_TYPE!r}, found {payload['type']!r}"))
     job = None
@@ -212,13 +223,6 @@ def parse_message(
         refused = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
         details = [d for d in details if d["type"] != "too_short" or d["loc"] not in refused]
         problems += [sentence(detail) for detail in details]
-    lists = {
-        "image_urls": fields.get("image_urls", fields.get("images")),
-        "class_images": fields.get("class_images"),
-    }
-    for name, images in lists.items():
-        if isinstance(images, list) and len(images) > max_images:
-            problems.append((name, f"has {len(images)} pictures; at most {max_images} are allowed"))
     if job is not None:
         problems += picture_conflicts(job.parameters, len(job.images), len(job.class_images))
     if problems or job is None:
@@ -252,6 +256,8 @@ def _decode(body: bytes) -> dict[str, Any]:
     if not isinstance(payload, dict):
         kind = type(payload).__name__
         raise InvalidJob([("", f"the body is a JSON {kind}; send one JSON object")])
+    if is_deep(payload):
+        raise InvalidJob([("", f"the body is nested more than {MAX_DEPTH} deep")])
     return payload
 
 
@@ -268,14 +274,17 @@ def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     if isinstance(data, dict):
         flat = {**payload, **data}
         ignored += [f"data.{name}" for name in data if name not in known]
-    return {k: v for k, v in flat.items() if k in known}, tuple(ignored)
+    named = [printable(name, MAX_NAME) for name in ignored[:_IGNORED_NAMED]]
+    if len(ignored) > _IGNORED_NAMED:
+        named.append(f"and {len(ignored) - _IGNORED_NAMED} more")
+    return {k: v for k, v in flat.items() if k in known}, tuple(named)
 
 
 def _invalid(problems: list[tuple[str, str]], fields: dict[str, Any]) -> InvalidJob:
     style, url, job_id = fields.get("style_id"), _first_url(fields), fields.get("job_id")
     return InvalidJob(
         problems,
-        style_id=style if type(style) is int and style > 0 else None,
+        style_id=style if type(style) is int and 0 < style <= _MAX_STYLE_ID else None,
         webhook_base=webhook_base(url) if url else None,
         job_id=job_id if isinstance(job_id, str) and re.fullmatch(JOB_ID_PATTERN, job_id) else None,
     )
@@ -283,6 +292,7 @@ def _invalid(problems: list[tuple[str, str]], fields: dict[str, Any]) -> Invalid
 
 def _first_url(fields: dict[str, Any]) -> str | None:
     for name in ("webhook_url", "callback_url"):
-        if isinstance(fields.get(name), str):
-            return str(fields[name])
+        url = fields.get(name)
+        if isinstance(url, str) and len(url) <= _MAX_WEBHOOK_URL:
+            return url
     return None

@@ -4,6 +4,7 @@ import re
 
 from pydantic_core import ErrorDetails
 
+from worker.contract.bounds import MAX_NAME
 from worker.contract.parameter_names import NOT_OFFERED, canonical_parameter, nearest_parameter
 
 
@@ -21,7 +22,7 @@ def sentence(detail: ErrorDetails) -> tuple[str, str]:
             return field, f"is another name of {other}, which is given too; send one of them"
         if where[-1] in NOT_OFFERED:
             return field, NOT_OFFERED[where[-1]]
-        near = nearest_parameter(where[-1])
+        near = nearest_parameter(where[-1]) if len(where[-1]) <= MAX_NAME else None
         return field, "is not a known parameter" + (f"; did you mean {near}?" if near else "")
     text = detail["msg"].removeprefix("Value error, ")
     text = re.sub(r"^(Input|String|Tuple|List) should", "should", text)

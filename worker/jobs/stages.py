@@ -32,6 +32,7 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
+from worker.jobs.trainer_files import own_file, own_name
 from worker.jobs.trainer_process import TrainerSlot
 from worker.observability import metrics, tracing
 from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
@@ -240,7 +241,7 @@ class StageRunner:
 
     def _store_checkpoint(self, claimed: Claimed, event: CheckpointEvent) -> None:
         """Upload, move the pointer, delete the old one last. A failure costs this one only."""
-        path = Path(event.path)
+        path = own_file(event.path, claimed.folder)
         url = claimed.record.keys.checkpoint_file(claimed.epoch, event.step)
         old = claimed.checkpoint
         try:
@@ -270,8 +271,8 @@ class StageRunner:
             _stop_here(claimed)
             try:
                 self.store.upload(
-                    prefix.child(file.name),
-                    Path(file.path),
+                    prefix.child(own_name(file.name)),
+                    own_file(file.path, claimed.folder),
                     content_type=file.content_type,
                     sha256_hex=file.sha256,
                 )

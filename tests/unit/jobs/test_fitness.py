@@ -141,3 +141,18 @@ def test_a_model_of_the_hub_is_found_in_its_cache_by_revision(model, tmp_path, m
     assert folder_of(entry) == cached / "snapshots" / "abc"
     assert folder_of(entry.model_copy(update={"revision": "abc"})) == cached / "snapshots" / "abc"
     assert folder_of(entry.model_copy(update={"revision": "def"})) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "buckets", "found"),
+    [("production", "", ["warning"]), ("production", "media", []), ("development", "", [])],
+)
+def test_in_production_a_message_that_may_name_any_bucket_is_worth_a_word(
+    monkeypatch, environment, buckets, found
+):
+    monkeypatch.setenv("ENVIRONMENT", environment)
+    monkeypatch.setenv("INTERNAL_API_TOKEN", "token")
+    monkeypatch.setenv("IMAGE_ALLOWED_BUCKETS", buckets)
+    findings = fitness.pictures(load_settings())
+    assert [one.verdict for one in findings] == found
+    assert all("IMAGE_ALLOWED_BUCKETS" in one.sentence for one in findings)
