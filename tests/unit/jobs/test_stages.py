@@ -140,7 +140,7 @@ def test_pictures_of_the_class_are_fetched_beside_the_others_and_handed_over_apa
         "parameters": {"with_prior_preservation": True, "class_prompt": "a building"},
     }
     both = replace(plain, job=TrainingJob.model_validate(job))
-    slot = FinishingSlot(tmp_path)
+    slot = FinishingSlot()
     stages.train(both, slot)
     images, of_class = slot.command.images, slot.command.class_images
     assert [image.caption for image in images] == ["what is beside it", ""]
