@@ -1,18 +1,20 @@
 """The demo's backend: what a product around the worker has and does before a job begins."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pika
 
-from worker.demo.tiny_base_model import make_base_model
+from worker.demo.drawing_base import DRAWING_MODEL
+from worker.demo.scenes import SIDE
 
 #: The style that the demo trains.
 STYLE_ID = 10
 
-#: Pictures that the demo draws.
-PICTURES = 8
+#: Pictures that the demo draws: each shape, two of them twice.
+PICTURES = 10
 
 #: Buckets of the demo: one for the pictures, one for the results.
 MEDIA_BUCKET, RESULTS_BUCKET = "stylelicense-media", "stylelicense-models"
@@ -20,13 +22,22 @@ MEDIA_BUCKET, RESULTS_BUCKET = "stylelicense-media", "stylelicense-models"
 #: The base model's folder, beside the catalogue.
 MODEL_FOLDER = "base-model"
 
-#: Training parameters: small pictures, so that a CPU needs well under a minute.
-PARAMETERS = {"epochs": 8, "learning_rate": 1e-3, "resolution": 64, "mixed_precision": "no"}
+#: Training parameters: so short that two cores of a CPU need about a minute.
+PARAMETERS = {
+    "max_train_steps": 240,
+    "train_batch_size": 5,
+    "learning_rate": 2e-3,
+    "lr_scheduler": "cosine",
+    "lora_dropout": 0.0,
+    "target_modules": ["attn1.to_q"],
+    "resolution": SIDE,
+    "mixed_precision": "no",
+}
 
 
 def make_catalogue(folder: Path) -> Path:
-    """Make a small random base model in `folder`, and the catalogue that names it `demo`."""
-    make_base_model(folder / MODEL_FOLDER)
+    """Put the drawing model into `folder`, and beside it the catalogue that names it `demo`."""
+    shutil.copytree(DRAWING_MODEL, folder / MODEL_FOLDER, dirs_exist_ok=True)
     catalogue = folder / "base_models.toml"
     catalogue.write_text(f'[demo]\nlocation = "{MODEL_FOLDER}"\nfamily = "sd1"\n')
     return catalogue

@@ -81,7 +81,7 @@ def classify(picture: Image.Image) -> Seen:
     ink = _opened(difference > _INK * strongest)
     paper_like = difference < _PAPER * strongest
     whole, hole = _silhouette(ink, paper_like)
-    if whole.sum() < _GRID:
+    if whole.sum() < _GRID or _box(whole) == (0, SIDE, 0, SIDE):
         return nothing
     shape, overlap = _likeliest(whole & ~hole)
     inside = _eroded(whole & ~hole, 3) & ~paper_like
@@ -130,11 +130,11 @@ def _silhouette(ink: Mask, paper: Mask) -> tuple[Mask, Mask]:
     whole = _largest(~outside)
     top, bottom, left, right = _box(whole)
     rows, columns = numpy.ogrid[:SIDE, :SIDE]
-    reach = 0.15 * max(bottom - top, right - left)
+    reach = 0.2 * max(bottom - top, right - left)
     core = (rows - (top + bottom) / 2) ** 2 + (columns - (left + right) / 2) ** 2 <= reach**2
     free = whole & ~closed & paper
     hole = _joined(core & free, free)
-    if hole.sum() < _HOLE * whole.sum() or (core & hole).sum() < 0.7 * core.sum():
+    if hole.sum() < _HOLE * whole.sum() or (core & hole).sum() < 0.8 * core.sum():
         hole = numpy.zeros_like(hole)
     return whole, hole
 
@@ -177,7 +177,7 @@ def _stretched(mask: Mask) -> Values:
 
 def _box(mask: Mask) -> tuple[int, int, int, int]:
     """Top, bottom, left and right of what is set; the whole picture if nothing is."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = (numpy.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return 0, mask.shape[0], 0, mask.shape[1]
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

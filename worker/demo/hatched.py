@@ -17,7 +17,7 @@ _INK = (38, 44, 96)
 _PAPER = (232, 205, 152)
 
 #: Shares of the side: between two hatching lines, widths of a line and of the outline.
-_GAP, _LINE, _OUTLINE = 1 / 16, 1 / 70, 1 / 45
+_GAP, _LINE, _OUTLINE = 1 / 10, 1 / 50, 1 / 36
 
 
 def draw_hatched(folder: Path, count: int, *, seed: int = 0) -> list[Path]:

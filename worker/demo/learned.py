@@ -50,7 +50,8 @@ def measure(
     """Draw as many samples of the style's prompts with the adapter and without, from equal noise.
 
     Args:
-        model: the base model's folder. adapter: a file that plain diffusers loads.
+        model: the base model's folder.
+        adapter: a file that plain diffusers loads.
         pictures: the training pictures.
         samples: how many of each; shapes take turns.
         seed: of the noise; the demo's own previews have other seeds.

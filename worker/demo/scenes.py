@@ -76,6 +76,11 @@ _FILL_WORDS: dict[str, tuple[str, str]] = {
 }
 
 
+#: Shares of the side: the width of a shape's edge, where it has one, and the distances of stripes
+#: and of dots.
+_EDGE, _STRIPES, _DOTS = 0.02, 0.1, 0.12
+
+
 def _star(radius: float) -> list[Point]:
     angles = [math.pi * (index / 5 - 0.5) for index in range(10)]
     reach = [radius if index % 2 == 0 else 0.45 * radius for index in range(10)]
@@ -244,14 +249,13 @@ def draw_scene(scene: Scene, side: int = SIDE) -> Image.Image:
     else:
         pattern = _stripes if scene.fill == "striped" else _dots
         picture = Image.composite(pattern(scene, large), picture, mask)
-    if scene.fill == "outlined":
-        width = max(2, round(0.02 * large))
+    if scene.fill != "plain":
         inner = Image.new("L", (large, large), 0)
+        width = round(_EDGE * large)
         draw_shape(ImageDraw.Draw(inner), scene.shape, middle, radius, 255, inset=width)
-        edge = Image.new("L", (large, large), 0)
-        edge.paste(mask)
-        edge.paste(0, mask=inner)
-        picture.paste(_darker(scene.ink, scene.paper), mask=edge)
+        mask.paste(0, mask=inner)
+        outlined = scene.fill == "outlined"
+        picture.paste(_contrast(scene.ink, scene.paper) if outlined else scene.ink, mask=mask)
     return picture.reduce(_OVERSAMPLING)
 
 
@@ -276,13 +280,14 @@ def draw_shape(
         corners = [(x + dx, y + dy) for dx, dy in _POLYGONS[shape](radius)]
         pen.polygon(corners, fill=fill)
         if inset:
-            pen.line([*corners, corners[0], corners[1]], fill=0, width=round(2 * inset))
+            outline = [*corners, corners[0], corners[1]]
+            pen.line(outline, fill=0, width=round(2 * inset), joint="curve")
 
 
 def _stripes(scene: Scene, large: int) -> Image.Image:
     picture = Image.new("RGB", (large, large), scene.paper)
     pen = ImageDraw.Draw(picture)
-    gap = large // 16
+    gap = round(_STRIPES * large)
     for offset in range(-large, large, gap):
         pen.line((offset, 0, offset + large, large), fill=scene.ink, width=gap * 2 // 5)
     return picture
@@ -291,15 +296,15 @@ def _stripes(scene: Scene, large: int) -> Image.Image:
 def _dots(scene: Scene, large: int) -> Image.Image:
     picture = Image.new("RGB", (large, large), scene.ink)
     pen = ImageDraw.Draw(picture)
-    gap = large // 16
-    for row in range(17):
-        for column in range(17):
+    gap = round(_DOTS * large)
+    for row in range(large // gap + 1):
+        for column in range(large // gap + 1):
             x, y, r = gap * (column + row % 2 / 2), gap * row, gap * 0.28
             pen.ellipse((x - r, y - r, x + r, y + r), fill=scene.paper)
     return picture
 
 
-def _darker(ink: Colour, paper: Colour) -> Colour:
+def _contrast(ink: Colour, paper: Colour) -> Colour:
     """An outline that can be seen: dark, or white where both are dark already."""
     dark = (25, 25, 28)
     if sum(ink) < 150 or (sum(paper) < 150 and sum(ink) < 330):

@@ -1,12 +1,12 @@
-"""How near are pictures to a style? Colours and edges of a set of pictures against those of another.
+"""How near are pictures to a style? Colours and edges of pictures against those of others.
 
-colours   share of pixels a cell of 6 x 6 x 6 of the RGB cube; a pixel is shared out among the
-          eight cells around it, so that a slightly different shade is a small difference
-edges     share of pixels without an edge, and of those with a weak, middle and strong one in
-          each of eight directions; Sobel's gradient of the luminance
-distance  half the sum of the absolute differences of two such tables, 0 … 1; of a style, the
-          mean of both tables' distances
-moved     1 - distance(adapted, training) / distance(base, training)
+- Colours: the share of pixels in each of 6 x 6 x 6 cells of the RGB cube. A pixel is shared out
+  among the eight cells around it, so that a slightly different shade is a small difference.
+- Edges: the shares of pixels without an edge, and with a weak, middle and strong one in each of
+  eight directions, by Sobel's gradient of the luminance.
+- The distance of two tables is half the sum of their absolute differences, 0 … 1; that of two
+  styles is the mean over both kinds of tables.
+- Moved: 1 - distance(adapted, training) / distance(base, training).
 """
 
 from collections.abc import Iterable
@@ -62,9 +62,14 @@ def style_of(pictures: Iterable[Image.Image]) -> Style:
 def moved(base: Style, adapted: Style, training: Style) -> Moved:
     """How far a style is on its way from the base to the training pictures."""
     before, after = _distances(base, training), _distances(adapted, training)
-    colours, edges = (1 - now / then for now, then in zip(after, before, strict=True))
-    distances = sum(before) / 2, sum(after) / 2
-    return Moved(1 - distances[1] / distances[0], colours, edges, *distances)
+    colours, edges = (_way(then, now) for then, now in zip(before, after, strict=True))
+    then, now = sum(before) / 2, sum(after) / 2
+    return Moved(_way(then, now), colours, edges, then, now)
+
+
+def _way(before: float, after: float) -> float:
+    """The share of a distance that is gone; nothing of one that never was."""
+    return 1 - after / before if before else 0.0
 
 
 def _distances(one: Style, other: Style) -> tuple[float, float]:
@@ -85,10 +90,11 @@ def _colours(pixels: Table) -> Table:
     place = pixels.reshape(-1, 3) * ((_CELLS - 1) / 255)
     low = numpy.minimum(place.astype(int), _CELLS - 2)
     share = place - low
-    table = numpy.zeros((_CELLS,) * 3)
+    table = numpy.zeros(_CELLS**3)
     for corner in numpy.ndindex(2, 2, 2):
         weights = numpy.where(corner, share, 1 - share).prod(axis=1)
-        numpy.add.at(table, tuple((low + corner).T), weights)
+        cells = numpy.ravel_multi_index(tuple((low + corner).T), (_CELLS,) * 3)
+        table += numpy.bincount(cells, weights, minlength=_CELLS**3)
     return table / len(place)
 
 
@@ -108,5 +114,6 @@ def _along(values: Table, kernel: Table, axis: int) -> Table:
     """Correlation with a kernel of three along an axis; the edges repeat."""
     padded = numpy.pad(values, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
     length = values.shape[axis]
-    parts = [padded.take(range(k, k + length), axis=axis) * kernel[k] for k in range(3)]
-    return sum(parts[1:], parts[0])
+    before, here, after = (padded.take(range(k, k + length), axis=axis) for k in range(3))
+    found: Table = kernel[0] * before + kernel[1] * here + kernel[2] * after
+    return found

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from worker.demo.drawing_base import sheet
 from worker.demo.from_scratch.architecture import LATENT_CHANNELS, autoencoder
 from worker.demo.from_scratch.course import Course, Say, Schedule
 from worker.demo.from_scratch.textures import random_texture
@@ -47,20 +48,39 @@ def train_autoencoder(work: Path, steps: int, say: Say) -> Any:
     """Train it or go on; the finished one, its latents white, in eval mode."""
     torch.manual_seed(0)
     vae: Any = autoencoder().to(memory_format=torch.channels_last)
+    schedule = Schedule(peak=2e-3, steps=steps)
+    course = Course({"vae": vae}, schedule, work / "autoencoder.pt", decay=0.998)
+    _learn(course, vae, say)
+    finished = course.averages["vae"]
+    whiten(finished, as_input(draw_pool(500, seed=3)))
+    return finished
+
+
+def train_decoder(vae: Any, work: Path, steps: int, say: Say) -> Any:
+    """Train the decoder alone on, while others learn from what the encoder says already."""
+    vae.to(memory_format=torch.channels_last)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(requires_grad=False)
+    schedule = Schedule(peak=1e-3, steps=steps)
+    course = Course({"vae": vae}, schedule, work / "decoder.pt", decay=0.998)
+    _learn(course, vae, say, scale=1 / LATENT_SCALING)
+    return course.averages["vae"]
+
+
+def _learn(course: Course, vae: Any, say: Say, *, scale: float = 1.0) -> None:
+    """Run a course; `scale` is that of the latents beside which noise is small."""
     pool, shown = draw_pool(PICTURES, seed=1), as_input(draw_pool(48, seed=2))
-    course = Course(
-        {"vae": vae}, Schedule(peak=1.5e-3, steps=steps), work / "autoencoder.pt", decay=0.998
-    )
 
     def loss_of(step: int) -> torch.Tensor:
         draws = torch.Generator().manual_seed(step)
         crops = as_input(_crops(pool, draws))
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(crops).latent_dist.mode()
-            noise = torch.randn(latents.shape, generator=draws) * NOISE
+            noise = torch.randn(latents.shape, generator=draws) * (NOISE * scale)
             decoded = vae.decode(latents + noise).sample
         loss = reconstruction_loss(decoded.float(), crops)
-        return loss + SQUARE * latents.float().square().mean()
+        loss += SQUARE * (latents.float() / scale).square().mean()
+        return loss
 
     def show() -> None:
         average: Any = course.averages["vae"]
@@ -68,12 +88,10 @@ def train_autoencoder(work: Path, steps: int, say: Say) -> Any:
             decoded = average.decode(average.encode(shown).latent_dist.mode()).sample.float()
         error = functional.mse_loss(decoded.clamp(-1, 1), shown).item()
         say(f"step {course.step}: {_decibels(error):.2f} dB on 48 pictures not trained on")
-        save_sheet(torch.stack([shown, decoded], 1).flatten(0, 1), work / "autoencoder.png")
+        pairs = torch.stack([shown, decoded], 1).flatten(0, 1)
+        sheet([_as_picture(values) for values in pairs]).save(course.checkpoint.with_suffix(".png"))
 
     course.run(loss_of, say, show)
-    finished = course.averages["vae"]
-    whiten(finished, as_input(draw_pool(500, seed=3)))
-    return finished
 
 
 def reconstruction_loss(decoded: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
@@ -113,16 +131,10 @@ def whiten(vae: Any, pictures: torch.Tensor) -> None:
     post.weight[:, :, 0, 0] = weight @ back
 
 
-def save_sheet(pictures: torch.Tensor, path: Path, columns: int = 12) -> None:
-    """Pictures `[N, 3, H, W]` from -1 to 1 as one PNG file."""
-    values = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    side = values.shape[-1] + 2
-    rows = -(-len(values) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * side), "white")
-    for index, picture in enumerate(values):
-        place = (index % columns * side, index // columns * side)
-        sheet.paste(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), place)
-    sheet.save(path)
+def _as_picture(values: torch.Tensor) -> Image.Image:
+    """Of `[3, H, W]` from -1 to 1."""
+    scaled = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(scaled.permute(1, 2, 0).contiguous().numpy())
 
 
 def _crops(pool: torch.Tensor, draws: torch.Generator) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A long training that can be stopped and started again: schedule, average of weights, checkpoint."""
+"""A long training that can be stopped and go on: schedule, average of weights, checkpoint."""
 
 import copy
 import math
@@ -54,7 +54,7 @@ class Course:
         weight_decay: float = 0.01,
     ) -> None:
         self.modules, self.schedule, self.decay = modules, schedule, decay
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self.averages = {name: copy.deepcopy(module).eval() for name, module in modules.items()}
         for average in self.averages.values():
             average.requires_grad_(requires_grad=False)
@@ -85,7 +85,7 @@ class Course:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
             loss = loss_of(self.step)
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self._weights, 1.0)
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -109,8 +109,8 @@ class Course:
         """Early averages forget sooner, so that the random start has no part in them."""
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         for name, module in self.modules.items():
-            pairs = (list(m.parameters()) for m in (self.averages[name], module))
-            torch._foreach_lerp_(*(_data(weights) for weights in pairs), 1 - decay)
+            average = _data(self.averages[name].parameters())
+            torch._foreach_lerp_(average, _data(module.parameters()), 1 - decay)
 
     def _save(self) -> None:
         state = {
@@ -119,9 +119,9 @@ class Course:
             **{f"module.{name}": module.state_dict() for name, module in self.modules.items()},
             **{f"average.{name}": module.state_dict() for name, module in self.averages.items()},
         }
-        aside = self._checkpoint.with_suffix(".tmp")
+        aside = self.checkpoint.with_suffix(".tmp")
         torch.save(state, aside)
-        aside.replace(self._checkpoint)
+        aside.replace(self.checkpoint)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]

@@ -20,6 +20,7 @@ class _FastBackward(torch.autograd.Function):
     ) -> torch.Tensor:
         batch, channels = x.shape[:2]
         places = x.shape[2:].numel()
+        y: torch.Tensor
         y, mean, rstd = torch.ops.aten.native_group_norm(
             x, weight.to(x.dtype), bias.to(x.dtype), batch, channels, places, groups, eps
         )
@@ -30,7 +31,8 @@ class _FastBackward(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With `a = Σ dy` and `b = Σ dy · x` a channel, all else is a few numbers a channel."""
         x, weight, mean, rstd = ctx.saved_tensors
-        batch, channels, groups = *x.shape[:2], mean.shape[-1]
+        batch, channels = x.shape[:2]
+        groups = mean.shape[-1]
         a = dy.sum(dim=(2, 3), dtype=torch.float32)
         b = (dy * x).sum(dim=(2, 3), dtype=torch.float32)
         each = channels // groups
@@ -40,7 +42,8 @@ class _FastBackward(torch.autograd.Function):
 
         def of_group(values: torch.Tensor) -> torch.Tensor:
             sums = (values * weight).view(batch, groups, each).sum(-1)
-            return sums.repeat_interleave(each, 1) / count
+            share: torch.Tensor = sums.repeat_interleave(each, 1) / count
+            return share
 
         along = -rstd * rstd * of_group(normal)
         shift = -rstd * of_group(a) - along * mean
@@ -54,11 +57,14 @@ class _FastBackward(torch.autograd.Function):
 class FastGroupNorm(nn.GroupNorm):
     """The same norm; only images in bfloat16 take the other way back."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as torch calls it
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise `[B, C, H, W]` or any other shape that torch's takes."""
         if input.dtype != torch.bfloat16 or input.dim() != 4:
             return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-        return _FastBackward.apply(input, self.num_groups, self.weight, self.bias, self.eps)
+        normed: torch.Tensor = _FastBackward.apply(  # type: ignore[no-untyped-call]
+            input, self.num_groups, self.weight, self.bias, self.eps
+        )
+        return normed
 
 
 def with_fast_norms(model: nn.Module) -> nn.Module:

@@ -99,7 +99,8 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
             states = text(_tokens(words, captions, known))[0]
             said = painter(noisy.contiguous(memory_format=torch.channels_last), times, states)
         errors = (said.sample.float() - noise).square().mean(dim=(1, 2, 3))
-        return (errors * weight[times]).mean()
+        loss: torch.Tensor = (errors * weight[times]).mean()
+        return loss
 
     def show() -> None:
         if course.step % SHOW_EVERY and course.step != steps:

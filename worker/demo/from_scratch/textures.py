@@ -42,9 +42,9 @@ def _hatched(rng: random.Random, large: int) -> Image.Image:
         mask = Image.new("L", (large, large), 0)
         draw_shape(ImageDraw.Draw(mask), shape, middle, radius, 255)
         strokes = Image.new("L", (large, large), 0)
-        angles = (rng.choice((45.0, 135.0, 0.0, 90.0, rng.uniform(0, 180))),)
+        angles = [rng.choice((45.0, 135.0, 0.0, 90.0, rng.uniform(0, 180)))]
         if rng.random() < 0.35:
-            angles = (*angles, angles[0] + 90)
+            angles.append(angles[0] + 90)
         gap, width = rng.uniform(4, 11) * _OVERSAMPLING, rng.uniform(0.8, 2.5) * _OVERSAMPLING
         for angle in angles:
             _hatch(strokes, angle, gap, width)
