@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from worker.demo.scenes import COLOURS, SHAPES
@@ -55,7 +55,8 @@ def sample(
 ) -> list[Image.Image]:
     """A picture of each prompt. The n-th begins from the noise of `seed + n`, whatever its batch.
 
-    Drawn as the worker draws previews: with DPM-Solver++ (arXiv:2211.01095).
+    The model's own scheduler is the one that the worker draws previews with, DPM-Solver++
+    (arXiv:2211.01095).
     """
     config = pipeline.unet.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
@@ -63,8 +64,6 @@ def sample(
         torch.randn(shape, generator=torch.Generator().manual_seed(seed + number))
         for number in range(len(prompts))
     ]
-    kept = pipeline.scheduler
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(kept.config)
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), _BATCH):
         drawn = pipeline(
@@ -77,7 +76,6 @@ def sample(
         pictures += [
             Image.fromarray((values * 255).round().astype(numpy.uint8)) for values in drawn
         ]
-    pipeline.scheduler = kept
     return pictures
 
 

@@ -102,7 +102,7 @@ def make_base_model(folder: Path, *, seed: int = 0, size: Size = "tiny") -> Path
             text_encoder=_text_encoder(shape, tokenizer),
             tokenizer=tokenizer,
             unet=_unet(shape),
-            scheduler=scheduler(),
+            scheduler=_scheduler(),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -239,7 +239,7 @@ def _standardise(
     convolution.bias[:channels] = centred * gain
 
 
-def scheduler() -> PNDMScheduler:
+def _scheduler() -> PNDMScheduler:
     """SD 1.5's own: scaled-linear betas, noise predicted."""
     return PNDMScheduler(
         num_train_timesteps=1000,

@@ -2,7 +2,7 @@
 
 from typing import TypeVar
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -22,7 +22,7 @@ TEXT_WIDTH = 128
 
 #: Last layers of residual branches, and their strength at the beginning; the UNet's own last layer
 #: begins as faint.
-_LAST_OF_BRANCH, _BRANCH = (".conv2", ".to_out.0", ".ff.net.2", ".proj_out"), 0.1
+_LAST_OF_BRANCH, _BRANCH = (".conv2", ".proj_out"), 0.1
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -95,6 +95,25 @@ def unet() -> UNet2DConditionModel:
         norm_num_groups=16,
     )
     return _ready(model)
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """Scaled-linear betas as in Stable Diffusion 1.5 but more of them, and velocities predicted.
+
+    With the betas of that model 7 % of a picture are left at the last timestep. On a plain
+    background, averaged over 256 places of a latent, that says the colours (arXiv:2305.08891): the
+    UNet reads them there instead of in the text, and in a sample the noise decides them. Here 0.6 %
+    are left. Velocities (arXiv:2202.00512) because of errors in colour and shape under much noise,
+    which hardly count where noise is predicted.
+    """
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.025,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        steps_offset=1,
+    )
 
 
 def _ready(model: Model) -> Model:

@@ -8,22 +8,23 @@ import numpy
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from worker.demo.classifier import classify
 from worker.demo.drawing_base import plain_prompts, sample, sheet
-from worker.demo.from_scratch.architecture import text_encoder, tokenizer, unet
+from worker.demo.from_scratch.architecture import scheduler, text_encoder, tokenizer, unet
 from worker.demo.from_scratch.autoencoder import as_input
 from worker.demo.from_scratch.captions import training_caption
 from worker.demo.from_scratch.course import Course, Say, Schedule
+from worker.demo.from_scratch.reader import tokens_of, train_reader
 from worker.demo.scenes import Scene, draw_scene, random_scene
-from worker.demo.tiny_base_model import scheduler
 
 #: Scenes that are drawn and encoded once; those of one file.
 SCENES, CHUNK = 32_000, 4_000
 
-#: Samples of a step, and the cap of their weights by signal to noise (arXiv:2303.09556).
-BATCH, SNR_GAMMA = 64, 5.0
+#: Samples of a step.
+BATCH = 32
 
 #: Steps between two sheets of samples.
 SHOW_EVERY = 1000
@@ -74,16 +75,14 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
     )
     torch.manual_seed(0)
     words = tokenizer()
-    text: Any = text_encoder(words)
+    text: Any = train_reader(text_encoder(words), words, scenes, work, say)
     painter: Any = unet().to(memory_format=torch.channels_last)
-    text.set_attn_implementation("eager")
     painter.set_attn_processor(AttnProcessor())  # fused attention is slow backwards on a CPU
     course = Course(
         {"unet": painter, "text": text}, Schedule(peak=1e-3, steps=steps, warmup=400),
         work / "painter.pt", decay=0.9995,
     )  # fmt: skip
     kept = scheduler().alphas_cumprod
-    weight = (SNR_GAMMA / (kept / (1 - kept))).clamp(max=1)
     known: dict[str, list[int]] = {}
 
     def loss_of(step: int) -> torch.Tensor:
@@ -93,14 +92,13 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
         clean = latents[which].float()
         noise = torch.randn(clean.shape, generator=draws)
         times = torch.randint(len(kept), (BATCH,), generator=draws)
-        signal = kept[times][:, None, None, None]
-        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        signal, sigma = (share[times, None, None, None].sqrt() for share in (kept, 1 - kept))
+        noisy = signal * clean + sigma * noise
+        velocity = signal * noise - sigma * clean  # arXiv:2202.00512
         with torch.autocast("cpu", torch.bfloat16):
-            states = text(_tokens(words, captions, known))[0]
+            states = text(tokens_of(captions, words, known))[0]
             said = painter(noisy.contiguous(memory_format=torch.channels_last), times, states)
-        errors = (said.sample.float() - noise).square().mean(dim=(1, 2, 3))
-        loss: torch.Tensor = (errors * weight[times]).mean()
-        return loss
+        return functional.mse_loss(said.sample.float(), velocity)
 
     def show() -> None:
         if course.step % SHOW_EVERY and course.step != steps:
@@ -123,7 +121,7 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
 
 
 def assemble(vae: Any, words: CLIPTokenizer, text: Any, painter: Any) -> StableDiffusionPipeline:
-    """The pipeline of the parts, with the scheduler of Stable Diffusion 1.5."""
+    """The pipeline of the parts, with its scheduler."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
@@ -134,10 +132,3 @@ def assemble(vae: Any, words: CLIPTokenizer, text: Any, painter: Any) -> StableD
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def _tokens(words: CLIPTokenizer, captions: list[str], known: dict[str, list[int]]) -> torch.Tensor:
-    """Tokens `[N, 77]`; those of a caption are looked up once."""
-    for caption in set(captions) - known.keys():
-        known[caption] = words(caption, padding="max_length", truncation=True).input_ids
-    return torch.tensor([known[caption] for caption in captions])
