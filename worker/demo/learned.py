@@ -36,8 +36,10 @@ class Learned:
 
     def figures(self) -> dict[str, Any]:
         """The figures by name, rounded."""
+        moved = asdict(self.moved)
         measured = {
-            **{f"style_moved_{name}": value for name, value in asdict(self.moved).items()},
+            **{f"{name}_moved": moved[name] for name in ("style", "colours", "edges")},
+            **{f"{name}_distance": moved[name] for name in ("base", "adapted")},
             "shapes_found": self.shapes,
             "base_shapes_found": self.base_shapes,
         }
