@@ -24,12 +24,15 @@ MODEL_FOLDER = "base-model"
 
 #: Training parameters: so short that two cores of a CPU need about a minute.
 PARAMETERS = {
-    "max_train_steps": 240,
+    "max_train_steps": 200,
     "train_batch_size": 5,
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
     "lr_scheduler": "cosine",
     "lora_dropout": 0.0,
-    "target_modules": ["attn1.to_q"],
+    "target_modules": [
+        *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+        *("proj_in", "proj_out", "conv1", "conv2"),
+    ],
     "resolution": SIDE,
     "mixed_precision": "no",
 }

@@ -26,6 +26,10 @@ SCENES, CHUNK = 32_000, 4_000
 #: Samples of a step.
 BATCH = 32
 
+#: Timesteps in which shapes take form, and the share of samples from these alone. With more noise
+#: only colours can be told, which are learned soon.
+FORMING, FORMING_SHARE = (60, 640), 0.75
+
 #: Steps between two sheets of samples.
 SHOW_EVERY = 1000
 
@@ -91,7 +95,7 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
         captions = [training_caption(scenes[number], rng) for number in which.tolist()]
         clean = latents[which].float()
         noise = torch.randn(clean.shape, generator=draws)
-        times = torch.randint(len(kept), (BATCH,), generator=draws)
+        times = _timesteps(draws, len(kept))
         signal, sigma = (share[times, None, None, None].sqrt() for share in (kept, 1 - kept))
         noisy = signal * clean + sigma * noise
         velocity = signal * noise - sigma * clean  # arXiv:2202.00512
@@ -132,3 +136,10 @@ def assemble(vae: Any, words: CLIPTokenizer, text: Any, painter: Any) -> StableD
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def _timesteps(draws: torch.Generator, count: int) -> torch.Tensor:
+    """Timesteps `[B]` below `count`, more of them from where shapes take form."""
+    any_of_all = torch.randint(count, (BATCH,), generator=draws)
+    forming = torch.randint(*FORMING, (BATCH,), generator=draws)
+    return torch.where(torch.rand(BATCH, generator=draws) < FORMING_SHARE, forming, any_of_all)
