@@ -1,7 +1,7 @@
 """Make the drawing model: `python -m worker.demo.from_scratch --work DIR`.
 
 First the autoencoder, then text encoder and UNet, then the files of the pipeline in half precision.
-It goes on where it was stopped: everything is kept in the work folder. About two and a half hours
+It goes on where it was stopped: everything is kept in the work folder. About an hour and a half
 on one core of a server with bfloat16 arithmetic (AMX); log lines say what is left.
 """
 
@@ -20,7 +20,7 @@ from worker.demo.from_scratch.autoencoder import train_autoencoder
 from worker.demo.from_scratch.painter import assemble, train_painter
 
 #: Optimizer steps of the stages.
-AUTOENCODER_STEPS, PAINTER_STEPS = 3_600, 6_000
+AUTOENCODER_STEPS, PAINTER_STEPS = 2_600, 7_000
 
 
 def main() -> int:

@@ -44,7 +44,7 @@ WORDS = (
 
 
 def tokenizer() -> CLIPTokenizer:
-    """One token a word of `WORDS`; every other text has tokens too."""
+    """A token or a few a word of `WORDS`; every other text has tokens too."""
     return small_tokenizer(words=WORDS)
 
 

@@ -19,6 +19,9 @@ from worker.demo.tiny_base_model import LATENT_SCALING, POSTERIOR_LOG_VARIANCE
 #: Pictures that are drawn once, and the share of them that are scenes.
 PICTURES, SCENES = 10_000, 0.5
 
+#: Pictures on which the latents are made white.
+WHITENED = 500
+
 #: Crops of so many pixels a side are trained on, so many in a step.
 CROP, BATCH = 64, 16
 
@@ -52,23 +55,12 @@ def train_autoencoder(work: Path, steps: int, say: Say) -> Any:
     course = Course({"vae": vae}, schedule, work / "autoencoder.pt", decay=0.998)
     _learn(course, vae, say)
     finished = course.averages["vae"]
-    whiten(finished, as_input(draw_pool(500, seed=3)))
+    whiten(finished, as_input(draw_pool(WHITENED, seed=3)))
     return finished
 
 
-def train_decoder(vae: Any, work: Path, steps: int, say: Say) -> Any:
-    """Train the decoder alone on, while others learn from what the encoder says already."""
-    vae.to(memory_format=torch.channels_last)
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(requires_grad=False)
-    schedule = Schedule(peak=1e-3, steps=steps)
-    course = Course({"vae": vae}, schedule, work / "decoder.pt", decay=0.998)
-    _learn(course, vae, say, scale=1 / LATENT_SCALING)
-    return course.averages["vae"]
-
-
-def _learn(course: Course, vae: Any, say: Say, *, scale: float = 1.0) -> None:
-    """Run a course; `scale` is that of the latents beside which noise is small."""
+def _learn(course: Course, vae: Any, say: Say) -> None:
+    """Run its course on crops."""
     pool, shown = draw_pool(PICTURES, seed=1), as_input(draw_pool(48, seed=2))
 
     def loss_of(step: int) -> torch.Tensor:
@@ -76,10 +68,10 @@ def _learn(course: Course, vae: Any, say: Say, *, scale: float = 1.0) -> None:
         crops = as_input(_crops(pool, draws))
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(crops).latent_dist.mode()
-            noise = torch.randn(latents.shape, generator=draws) * (NOISE * scale)
+            noise = torch.randn(latents.shape, generator=draws) * NOISE
             decoded = vae.decode(latents + noise).sample
         loss = reconstruction_loss(decoded.float(), crops)
-        loss += SQUARE * (latents.float() / scale).square().mean()
+        loss += SQUARE * latents.float().square().mean()
         return loss
 
     def show() -> None:

@@ -30,8 +30,8 @@ BATCH = 32
 #: only colours can be told, which are learned soon.
 FORMING, FORMING_SHARE = (60, 640), 0.75
 
-#: Steps between two sheets of samples.
-SHOW_EVERY = 1000
+#: Steps between two sheets of samples, and plain prompts among them, which the classifier checks.
+SHOW_EVERY, CHECKED = 1000, 24
 
 #: Prompts that samples are drawn of on the way.
 SHOWN = (
@@ -109,7 +109,7 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
             return
         pipeline = assemble(vae, words, course.averages["text"], course.averages["unet"])
         pipeline.set_progress_bar_config(disable=True)
-        plain = plain_prompts(24, seed=1)
+        plain = plain_prompts(CHECKED, seed=1)
         pictures = sample(pipeline, [*SHOWN, *(prompt for prompt, *_ in plain)], seed=0)
         seen = [classify(picture) for picture in pictures[len(SHOWN) :]]
         right = [
@@ -117,7 +117,7 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
             for s, (_, shape, colour, background) in zip(seen, plain, strict=True)
         ]
         counts = [sum(column) for column in zip(*right, strict=True)]
-        say(f"step {course.step}: of 24 shapes, colours, backgrounds {counts}")
+        say(f"step {course.step}: right of {CHECKED} shapes, colours, backgrounds: {counts}")
         sheet(pictures).save(work / f"painter_{course.step:06d}.png")
 
     course.run(loss_of, say, show)
