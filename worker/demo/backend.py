@@ -22,13 +22,14 @@ MEDIA_BUCKET, RESULTS_BUCKET = "stylelicense-media", "stylelicense-models"
 #: The base model's folder, beside the catalogue.
 MODEL_FOLDER = "base-model"
 
-#: Training parameters: so short that two cores of a CPU need about a minute.
+#: Training parameters: so few steps that two cores of a CPU need about a minute.
 PARAMETERS = {
-    "max_train_steps": 200,
+    "max_train_steps": 300,
     "train_batch_size": 5,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "lr_scheduler": "cosine",
     "lora_dropout": 0.0,
+    "caption_dropout_rate": 0.1,
     "target_modules": [
         *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
         *("proj_in", "proj_out", "conv1", "conv2"),

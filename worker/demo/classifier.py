@@ -21,9 +21,9 @@ SIDE = 128
 #: Width of the edge whose middle colour is the background's, pixels.
 _FRAME = 4
 
-#: From such a share of the largest difference to the background on a pixel is ink; up to the other
-#: one it has the background's colour.
-_INK, _PAPER = 0.35, 0.15
+#: From such a share of the largest difference to the background on a pixel is ink: an edge lies half
+#: way, however soft it is. Up to the other share it has the background's colour.
+_INK, _PAPER = 0.5, 0.3
 
 #: A picture whose pixels all differ from the background by less shows nothing; 0 … 442.
 _NOTHING = 30.0
@@ -38,7 +38,7 @@ _HOLE = 0.1
 _GRID = 32
 
 #: Smallest overlap (intersection over union) with a shape's silhouette to be called that.
-_OVERLAP = 0.78
+_OVERLAP = 0.7
 
 Mask = NDArray[numpy.bool_]
 Values = NDArray[numpy.float64]

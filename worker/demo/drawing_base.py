@@ -18,8 +18,9 @@ from worker.demo.scenes import COLOURS, SHAPES
 #: Where it lies, in diffusers' layout.
 DRAWING_MODEL = Path(__file__).parent / "drawing_model"
 
-#: Steps and guidance of samples: those of the worker's previews.
-STEPS, GUIDANCE = 25, 7.5
+#: Steps and guidance of samples. The worker's previews have the same steps and guidance 7.5, which
+#: makes this model's colours and lines harsher.
+STEPS, GUIDANCE = 25, 3.0
 
 #: Samples that are drawn at a time.
 _BATCH = 20

@@ -44,8 +44,8 @@ def draw_hatched(folder: Path, count: int, *, seed: int = 0) -> list[Path]:
 def hatched(shape: str, rng: random.Random) -> Image.Image:
     """One picture of the style."""
     large = _SIDE * _OVERSAMPLING
-    radius = rng.uniform(0.28, 0.4)
-    free = 0.48 - radius
+    radius = rng.uniform(0.25, 0.33)
+    free = 0.04
     x, y = (0.5 + rng.uniform(-free, free) for _ in range(2))
     middle: Point = (x * large, y * large)
     mask = Image.new("L", (large, large), 0)
@@ -55,8 +55,8 @@ def hatched(shape: str, rng: random.Random) -> Image.Image:
     lines = Image.new("L", (large, large), 0)
     pen = ImageDraw.Draw(lines)
     gap = round(_GAP * large)
-    for offset in range(0, 2 * large, gap):
-        pen.line((offset, 0, offset - large, large), fill=255, width=round(_LINE * large))
+    for offset in range(-large, large, gap):
+        pen.line((offset, 0, offset + large, large), fill=255, width=round(_LINE * large))
     strokes = mask.copy()
     strokes.paste(lines, mask=inner)
     picture = Image.new("RGB", (large, large), _PAPER)
