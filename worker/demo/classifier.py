@@ -21,8 +21,8 @@ SIDE = 128
 #: Width of the edge whose middle colour is the background's, pixels.
 _FRAME = 4
 
-#: From such a share of the largest difference to the background on a pixel is ink: an edge lies half
-#: way, however soft it is. Up to the other share it has the background's colour.
+#: From such a share of the largest difference to the background on a pixel is ink: an edge lies
+#: half way, however soft it is. Up to the other share it has the background's colour.
 _INK, _PAPER = 0.5, 0.3
 
 #: A picture whose pixels all differ from the background by less shows nothing; 0 … 442.

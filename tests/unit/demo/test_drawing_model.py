@@ -19,8 +19,8 @@ def test_it_draws_the_shape_in_its_colour_on_its_background(pipeline):
     pictures = sample(pipeline, [prompt for prompt, *_ in prompts], seed=700)
     seen = [classify(picture) for picture in pictures]
     right = [
-        (s.shape, s.colour, s.background) == told
-        for s, (_, *told) in zip(seen, map(tuple, prompts), strict=True)
+        (s.shape, s.colour, s.background) == (shape, colour, background)
+        for s, (_, shape, colour, background) in zip(seen, prompts, strict=True)
     ]
     assert sum(right) >= 0.75 * SAMPLES, seen
 
