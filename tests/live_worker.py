@@ -16,11 +16,12 @@ from typing import Any
 
 import pika
 
+from tests.canaries import CANARIES
 from worker.demo.receiver import Received, Receiver
 from worker.demo.s3_server import S3Server
 
 #: The workers' token in the tests; no log line and no object may show it.
-TOKEN = "canary-token-7f3a"
+TOKEN = CANARIES["INTERNAL_API_TOKEN"]
 
 #: How long anything may take before a test gives up, seconds.
 PATIENCE_SECONDS = 60.0

@@ -1,8 +1,9 @@
 """Which knobs does an operator have? Every one, with its type, default, unit and one line."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -17,6 +18,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 #: Exit status of a start with settings that cannot work (sysexits' EX_USAGE).
 EXIT_SETTINGS = 64
+
+#: Secrets that libraries read from the environment themselves: the store's, the model hub's, a
+#: trace exporter's.
+SECRETS_OF_LIBRARIES = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    *("AWS_CONTAINER_AUTHORIZATION_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS"),
+)
 
 _CommaList = Annotated[tuple[str, ...], NoDecode]
 _Ladder = Annotated[tuple[PositiveFloat, ...], NoDecode, Field(min_length=1)]
@@ -140,6 +148,11 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(
         50 * 1024 * 1024, ge=1024, description="Largest picture file, bytes."
     )
+    image_allowed_buckets: _CommaList = Field(
+        (),
+        description="Buckets (bucket or bucket/folder/, comma-separated) that pictures may come "
+        "from; any that the credentials can read if empty.",
+    )
     image_allowed_hosts: _CommaList = Field(
         (), description="Hosts that pictures may come from over https, comma-separated."
     )
@@ -207,6 +220,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "webhook_allowed_hosts",
+        "image_allowed_buckets",
         "image_allowed_hosts",
         "job_retry_seconds",
         "webhook_retry_seconds",
@@ -247,7 +261,7 @@ class Settings(BaseSettings):
 
     @property
     def secret_values(self) -> tuple[str, ...]:
-        """Every secret in these settings, for redaction."""
+        """Every secret in these settings and in those of the libraries, for redaction."""
         secrets = (
             self.rabbitmq_url,
             self.rabbitmq_password,
@@ -255,6 +269,9 @@ class Settings(BaseSettings):
             self.webhook_signing_secret,
         )
         values = [s.get_secret_value() for s in secrets if s is not None]
+        values += [unquote(urlsplit(self.broker_url).password or "")]
+        values += [value.removeprefix("whsec_") for value in values]
+        values += [os.environ.get(name, "") for name in SECRETS_OF_LIBRARIES]
         # The broker's usual "guest" is no secret, and redacting it would garble the log.
         return tuple(value for value in values if value and value != "guest")
 
@@ -303,7 +320,7 @@ def env_example() -> str:
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of settings in docs/settings.md, in Markdown."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for block in env_example().split("\n\n")[1:]:
         meaning, assignment = block.strip().split("\n")

@@ -26,6 +26,7 @@ from tests.faults import (
     overlap,
     receivers,
     resources,
+    secrets,
     signals,
     stores,
     zombies,
@@ -53,8 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
-        url = asked.broker or stack.enter_context(RabbitMQNode(folder / "rabbitmq")).url
-        lab = Lab(url, stack.enter_context(S3Server()), folder)
+        lab = Lab("", stack.enter_context(S3Server()), folder)
+        if asked.broker:
+            lab = replace(lab, broker_url=asked.broker)
+        else:
+            node = stack.enter_context(RabbitMQNode(folder / "rabbitmq"))
+            lab = replace(lab, broker_url=node.url, login=secrets.login(node))
         if asked.real_trainer:
             lab = replace(lab, real=prepare(folder))
         traced = trace(lab)
@@ -90,6 +95,7 @@ def all_cases(points: Sequence[Point], given_broker: str | None) -> list[Case]:
         *crash_points.cases(points),
         *failing_calls.cases(points),
         *overlap.cases(points),
+        *secrets.cases(),
     ]
 
 

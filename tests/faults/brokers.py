@@ -108,7 +108,11 @@ def _stage(
             folder = lab.folder / f"rabbitmq-{time.monotonic_ns()}"
             broker = stack.enter_context(RabbitMQNode(folder))
         played = stack.enter_context(
-            scene(replace(lab, broker_url=broker.url), RABBITMQ_QUEUE_TYPE=queue_type, **settings)
+            scene(
+                replace(lab, broker_url=broker.url, login=None),
+                RABBITMQ_QUEUE_TYPE=queue_type,
+                **settings,
+            )
         )
         played.site.queue_type = queue_type
         played.site.declare_queue()  # before any worker, which would declare it without arguments

@@ -147,12 +147,6 @@ def check(
     return counts
 
 
-def leaks(secrets: Iterable[str], places: Mapping[str, bytes]) -> list[str]:
-    """The places, named, that show one of the secrets."""
-    wanted = [secret.encode() for secret in secrets]
-    return [name for name, text in places.items() if any(secret in text for secret in wanted)]
-
-
 def _check_job(job_id: str, stored: Stored, received: Sequence[Arrival], counts: Counts) -> None:
     result = _json(stored.objects.get(f"jobs/{job_id}/result.json"))
     dead = [headers for headers, _ in stored.dead if headers.get("x-lora-job-id") == job_id]

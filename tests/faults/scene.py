@@ -16,13 +16,14 @@ from typing import Any
 
 import pika
 
-from tests.faults.checker import Arrival, Counts, Published, Stored, check, leaks
+from tests.canaries import CANARIES, leaks
+from tests.faults.checker import Arrival, Counts, Published, Stored, check
 from tests.faults.failpoints import Fault
 from tests.faults.forked import ForkedWorker
-from tests.live_worker import TOKEN, LiveWorker, Site, eventually
+from tests.live_worker import LiveWorker, Site, eventually
 from worker.broker.topology import Topology
 from worker.demo.receiver import Received, Receiver, Reply
-from worker.demo.s3_server import SECRET_ACCESS_KEY, S3Server
+from worker.demo.s3_server import S3Server
 
 #: How long each wait of a case may take, seconds. A machine may be slow, and the real trainer is.
 PATIENCE_SECONDS = 240.0
@@ -62,12 +63,17 @@ class RealTraining:
 
 @dataclass(frozen=True)
 class Lab:
-    """What all cases share: a broker, a store, a folder."""
+    """What all cases share: a broker, a store, a folder.
+
+    Attributes:
+        login: address of the broker for workers, with a password that must not be seen.
+    """
 
     broker_url: str
     s3: S3Server
     folder: Path
     real: RealTraining | None = None
+    login: str | None = None
 
 
 @dataclass
@@ -81,6 +87,7 @@ class Scene:
     real: RealTraining | None = None
     published: list[Published] = field(default_factory=list)
     workers: list[LiveWorker] = field(default_factory=list)
+    shown: dict[str, bytes] = field(default_factory=dict)
 
     # --- acting
 
@@ -88,6 +95,10 @@ class Scene:
         """Keep what came to a receiver, in the order of arrival."""
         key, job_id = request.headers["idempotency-key"], request.json["job_id"]
         self.arrivals.append(Arrival(job_id, request.event, key, request.body, reply.status))
+        # The one place that the token is for.
+        others = {k: v for k, v in request.headers.items() if k != "authorization"}
+        said = f"{request.path} {others}"
+        self.shown[f"webhook {len(self.arrivals)}, its headers"] = said.encode()
 
     def publish(self, *, times: int = 1, refused: bool = False, **changes: Any) -> str:
         """Publish a job as a backend does, so many times; its id."""
@@ -105,7 +116,7 @@ class Scene:
         A process of its own is not forked from one that has imported everything, so that its
         memory is its own.
         """
-        environment = self.site.environment(**{**QUICK, **self.settings, **settings})
+        environment = self.site.environment(**{**QUICK, **CANARIES, **self.settings, **settings})
         environment["FAULT"] = fault.text() if fault else ""
         environment["FAULT_FOLDER"] = str(self.site.folder)
         log_file = self.site.folder / f"worker-{len(self.workers)}.log"
@@ -156,8 +167,8 @@ class Scene:
             waiting=self._waiting(),
         )
         counts = check(self.published, stored, list(self.arrivals), steps=self.trained_steps())
-        for name in leaks((TOKEN, SECRET_ACCESS_KEY), self._places(stored)):
-            counts.blame("leaked", name)
+        for finding in leaks(self._places(stored)):
+            counts.blame("leaked", finding)
         if self.real and self.real.adapter_sha256:
             for digest in self.adapters(stored.objects) - {self.real.adapter_sha256}:
                 counts.blame("inexact", f"the adapter is {digest[:12]} and not as undisturbed")
@@ -212,10 +223,23 @@ class Scene:
 
     def _places(self, stored: Stored) -> dict[str, bytes]:
         """Everything that a stranger may get to see."""
-        logs = {f"log {one.log_file.name}": one.log_file.read_bytes() for one in self.workers}
-        dead = {f"dead letter {i}": repr(one).encode() for i, one in enumerate(stored.dead)}
-        bodies = {f"webhook {i}": one.body for i, one in enumerate(self.arrivals)}
-        return {**logs, **dead, **bodies, **stored.objects}
+        dead = {"dead letter": stored.dead, "dead event": stored.dead_events}
+        return {
+            **self.shown,
+            **{
+                f"{kind} {number}": repr(headers).encode() + body
+                for kind, messages in dead.items()
+                for number, (headers, body) in enumerate(messages)
+            },
+            **{f"webhook {number}": one.body for number, one in enumerate(self.arrivals)},
+            **{f"object {key}": key.encode() + body for key, body in stored.objects.items()},
+            # Logs, and whatever was left behind: by workers that were killed, in the work folder.
+            **{
+                f"file {path.relative_to(self.site.folder)}": path.read_bytes()
+                for path in self.site.folder.rglob("*")
+                if path.is_file()
+            },
+        }
 
 
 @contextlib.contextmanager
@@ -256,7 +280,8 @@ def scene(
             client.create_bucket(Bucket=bucket)
         through = {"S3_ENDPOINT_URL": store_url} if store_url else {}
         kind = {"REAL_TRAINER": "1"} if lab.real else {}
-        played = Scene(site, receiver, {**through, **kind, **settings}, real=lab.real)
+        login = {"RABBITMQ_URL": lab.login} if lab.login else {}
+        played = Scene(site, receiver, {**through, **kind, **login, **settings}, real=lab.real)
         note.append(played.note)
         try:
             yield played

@@ -2,10 +2,11 @@
 
 Environment: `FAULT` as `Fault.text()` gives it, `FAULT_FOLDER`; for the stand-in trainer
 `STEP_SECONDS`, `CHECKPOINT_STEPS` (0: as often as the job's `checkpoint_seconds` says); for the
-real one `REAL_TRAINER=1`.
+real one `REAL_TRAINER=1`. `LOUD_LIBRARIES` are loggers to be written from DEBUG on.
 """
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format, settings.secret_values)
+    for name in filter(None, os.environ.get("LOUD_LIBRARIES", "").split(",")):
+        logging.getLogger(name).setLevel(logging.DEBUG)
     fault, folder = os.environ.get("FAULT", ""), os.environ["FAULT_FOLDER"]
     install(Failpoints("supervisor", Fault.parse(fault), Path(folder)))
     if os.environ.get("REAL_TRAINER"):

@@ -19,14 +19,15 @@ MAY_IMPORT = {
     "broker": {"observability"},
     "storage": {"outbound"},
     "webhooks": {"contract", "outbound", "observability"},
+    "client": {"contract", "broker", "webhooks"},
     "report": {"contract"},
     "training": {"contract", "report"},
     "jobs": {
         *("contract", "settings", "outbound", "observability", "broker", "storage", "webhooks"),
     },
-    "demo": {"contract", "settings", "storage", "broker"},
+    "demo": {"contract", "settings", "storage", "broker", "client"},
     "cli": {
-        *("contract", "settings", "observability", "broker", "storage", "jobs", "demo"),
+        *("contract", "settings", "observability", "broker", "storage", "client", "jobs", "demo"),
     },
 }
 
@@ -110,3 +111,21 @@ def test_a_built_supervisor_has_not_imported_torch(tmp_path):
         check=True,
     )
     assert answer.stdout.strip().splitlines()[-1] == "[]"
+
+
+#: Modules whose files are programs, and calls that run what they are given.
+RUNS_WHAT_IT_READS = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
+RUNS_WHAT_IT_IS_GIVEN = {"eval", "exec", "os.system", "os.popen", "torch.load", "yaml.load"}
+
+
+@pytest.mark.parametrize("file", sorted(WORKER.rglob("*.py")), ids=lambda file: file.stem)
+def test_no_code_runs_what_it_reads(file):
+    """Weights are safetensors, never pickles; no shell, no code of a model's repository."""
+    assert not {name.split(".")[0] for name in imports(file)} & RUNS_WHAT_IT_READS
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in RUNS_WHAT_IT_IS_GIVEN, ast.unparse(node)
+            given = {one.arg: ast.unparse(one.value) for one in node.keywords}
+            assert given.get("shell") != "True", ast.unparse(node)
+            assert given.get("use_safetensors", "True") == "True", ast.unparse(node)
+            assert "trust_remote_code" not in given, ast.unparse(node)

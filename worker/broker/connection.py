@@ -1,6 +1,5 @@
 """How is the broker reached? Address and time-outs as one value, and the waits between tries."""
 
-import logging
 import random
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -13,11 +12,6 @@ from pika.adapters.utils.connection_workflow import (
 )
 
 from worker import __version__
-
-#: A lost connection is one event of ours, with its reason. The library writes several lines and
-#: stack traces at ERROR for each; they are kept to those who set its level themselves.
-if logging.getLogger("pika").level == logging.NOTSET:
-    logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 #: First and longest upper bound of the wait between two tries, seconds.
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0

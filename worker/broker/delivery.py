@@ -3,6 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pika.spec import BasicProperties
+
+#: Most bytes of a message's headers that a copy carries on. All headers of a message must fit into
+#: one frame, 128 KiB by default, with those that the copy adds.
+MAX_HEADERS_BYTES = 32 * 1024
+
+#: Names of headers that mean something to us, and the most characters that such a one has.
+_OURS, _LONGEST = ("x-lora-", "traceparent", "tracestate"), 4096
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -33,3 +42,17 @@ class Delivery:
     content_type: str | None
     received_at: float
     timestamp: int | None = None
+
+    def kept_headers(self) -> dict[str, object]:
+        """What a copy of the message carries on: all of its headers, or ours where they are huge.
+
+        What the broker says of earlier deaths is not among them: it writes that anew.
+        """
+        kept = {k: v for k, v in self.headers.items() if not k.startswith("x-death")}
+        if sum(map(len, BasicProperties(headers=kept).encode())) <= MAX_HEADERS_BYTES:
+            return kept
+        return {
+            name: value
+            for name, value in kept.items()
+            if name.startswith(_OURS) and len(str(value)) <= _LONGEST
+        }

@@ -16,6 +16,7 @@ from worker.cli.outcome import (
     EXIT_UNAVAILABLE,
     complain,
     record_of,
+    row,
     settings_or_exit,
 )
 from worker.jobs.assembly import topology_of
@@ -26,6 +27,9 @@ from worker.jobs.replay import fresh_event, fresh_job, job_id_of
 from worker.jobs.runner import look
 from worker.observability.logging import configure_logging
 from worker.storage.store import StorageError
+
+#: What a dead letter says of itself, beside its id.
+_TOLD = ("code", "failed-at", "message")
 
 jobs_app = typer.Typer(help="Look at jobs.", no_args_is_help=True)
 dead_app = typer.Typer(help="Jobs that nobody will try again.", no_args_is_help=True)
@@ -72,9 +76,8 @@ def jobs_show(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> N
 def dead_list() -> None:
     """One line a dead job: id, code, when, why."""
     for message in _queue("dead"):
-        told = (message.headers.get(f"x-lora-{name}", "") for name in ("code", "failed-at"))
-        reason = message.headers.get("x-lora-message", "")
-        typer.echo("\t".join([job_id_of(message), *map(str, told), str(reason)]))
+        told = (message.headers.get(f"x-lora-{name}", "") for name in _TOLD)
+        typer.echo(row(job_id_of(message), *told))
 
 
 @dead_app.command("show")
@@ -103,9 +106,9 @@ def dead_replay(
             return None
         fresh = fresh_job(message)
         if fresh is None:
-            typer.echo(f"{job_id_of(message)}: stays, its body is not a job", err=True)
+            typer.echo(row(f"{job_id_of(message)}: stays, its body is not a job"), err=True)
         else:
-            typer.echo(f"{job_id_of(message)} is published as {fresh.message_id}")
+            typer.echo(row(f"{job_id_of(message)} is published as {fresh.message_id}"))
         return fresh
 
     _moved("dead", "main", chosen)
@@ -131,10 +134,10 @@ def events_list() -> None:
         try:
             event = OutboxMessage.model_validate_json(message.body)
         except ValidationError:
-            typer.echo(f"{message.message_id}\tnot readable")
+            typer.echo(row(message.message_id, "not readable"))
             continue
-        reason = str(message.headers.get("x-lora-reason", ""))
-        typer.echo("\t".join([event.job_id, event.event, event.base, reason]))
+        reason = message.headers.get("x-lora-reason", "")
+        typer.echo(row(event.job_id, event.event, event.base, reason))
 
 
 @events_app.command("replay")
@@ -148,7 +151,7 @@ def events_replay(
         event = OutboxMessage.model_validate_json(message.body)
         if job_id not in (None, event.job_id):
             return None
-        typer.echo(f"{event.job_id}: {event.event} goes to {event.base} again")
+        typer.echo(row(f"{event.job_id}: {event.event} goes to {event.base} again"))
         return fresh_event(message, record_of(event.job_id, settings))
 
     _moved("events_dead", "events", chosen)

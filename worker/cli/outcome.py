@@ -6,9 +6,13 @@ from typing import NoReturn
 import typer
 
 from worker.contract.job import JOB_ID_PATTERN
+from worker.contract.text import printable
 from worker.jobs.assembly import s3_store
 from worker.jobs.record import JobRecord
 from worker.settings import EXIT_SETTINGS, Settings, SettingsError, load_settings
+
+#: Longest field of a line, characters.
+_FIELD = 2000
 
 #: The job, its data or its parameters are not valid (sysexits' EX_DATAERR).
 EXIT_BAD_JOB = 65
@@ -42,6 +46,11 @@ def complain(sentence: str, status: int) -> NoReturn:
     """End with a sentence on stderr and an exit status."""
     typer.echo(f"lora-worker: {sentence}", err=True)
     raise typer.Exit(status)
+
+
+def row(*fields: object) -> str:
+    """One line, a tab between its fields; what strangers wrote commands no terminal."""
+    return "\t".join(printable(str(field), _FIELD) for field in fields)
 
 
 def record_of(job_id: str, settings: Settings) -> JobRecord:

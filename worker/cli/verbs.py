@@ -3,16 +3,13 @@
 import json
 import re
 import time
-import uuid
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from worker import __version__
-from worker.broker.confirms import PublishFailed
-from worker.broker.connection import BrokerAddress
-from worker.broker.submission import submit as publish
 from worker.cli.outcome import (
     EXIT_BAD_JOB,
     EXIT_INTERRUPTED,
@@ -23,15 +20,20 @@ from worker.cli.outcome import (
     refuse_settings,
     settings_or_exit,
 )
+from worker.client.publishing import LoraJobClient, PublishFailed
+from worker.contract.asyncapi import asyncapi
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import InvalidJob, JobError
 from worker.contract.job import ParsedMessage, parse_message
+from worker.contract.openapi import openapi
 from worker.contract.pipe import FinishedEvent
 from worker.contract.schema import json_schema
 from worker.jobs.assembly import catalogue_of
 from worker.jobs.fitness import refuse_to_start
+from worker.jobs.job_folder import sweep
 from worker.jobs.local_run import pictures_in, train_locally
 from worker.jobs.record import Result
+from worker.jobs.retirement import RunLimits
 from worker.jobs.supervisor import Supervisor
 from worker.observability.logging import configure_logging
 from worker.observability.progress_bar import ProgressBar
@@ -41,17 +43,42 @@ from worker.storage.store import StorageError
 #: Time between two looks for a submitted job's result, seconds.
 _WAIT_SECONDS = 1.0
 
+
+class SchemaFormat(StrEnum):
+    """How the contract is written down."""
+
+    JSON_SCHEMA = "json-schema"
+    ASYNCAPI = "asyncapi"
+    OPENAPI = "openapi"
+
+
+_DOCUMENTS = {
+    SchemaFormat.JSON_SCHEMA: json_schema,
+    SchemaFormat.ASYNCAPI: asyncapi,
+    SchemaFormat.OPENAPI: openapi,
+}
+
 JobFile = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="A job message as JSON.")
 ]
 
 
-def run() -> None:
+def run(
+    max_jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="JOBS", help="End after so many jobs.")
+    ] = None,
+    exit_when_idle: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="End after so long without job and event."),
+    ] = None,
+) -> None:
     """Consume jobs until told to stop (SIGTERM drains, a second one ends at once)."""
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format, settings.secret_values)
     try:
-        supervisor = Supervisor(settings)
+        limits = RunLimits(max_jobs=max_jobs, idle_seconds=exit_when_idle)
+        supervisor = Supervisor(settings, limits=limits)
+        sweep(settings.work_dir)  # a disk that the dead have filled is no reason to refuse
         refuse_to_start(settings)
         supervisor.install_signal_handlers()
         status = supervisor.run()
@@ -114,14 +141,17 @@ def submit(
     """Publish a job as a backend does. Prints the job's id."""
     settings = settings_or_exit()
     configure_logging("WARNING", "console", settings.secret_values)
-    body = job_file.read_bytes()
-    parsed = _parsed(body, settings)
-    message_id = uuid.uuid4().hex if parsed.id_is_digest else None
-    job_id = message_id or parsed.job.job_id
+    client = LoraJobClient(
+        settings.broker_url,
+        queue=settings.rabbitmq_queue,
+        max_images=settings.max_images,
+        name="submit",
+    )
     try:
-        publish(
-            BrokerAddress(settings.broker_url), settings.rabbitmq_queue, body, message_id=message_id
-        )
+        with client:
+            job_id = client.publish(job_file.read_bytes())
+    except InvalidJob as error:
+        _refuse_job(error)
     except PublishFailed as error:
         complain(f"the job could not be published: {error}", EXIT_UNAVAILABLE)
     typer.echo(job_id)
@@ -147,9 +177,13 @@ def validate(job_file: JobFile) -> None:
     typer.echo(f"valid: job {parsed.job.job_id}, {len(parsed.job.images)} pictures")
 
 
-def schema() -> None:
-    """Print the contract as JSON Schema."""
-    typer.echo(json.dumps(json_schema(), indent=2))
+def schema(
+    form: Annotated[
+        SchemaFormat, typer.Option("--format", help="Queue and events, or the webhooks alone.")
+    ] = SchemaFormat.JSON_SCHEMA,
+) -> None:
+    """Print the contract: as JSON Schema, as an AsyncAPI or as an OpenAPI document."""
+    typer.echo(json.dumps(_DOCUMENTS[form](), indent=2))
 
 
 def demo(
@@ -173,9 +207,13 @@ def _parsed(body: bytes, settings: Settings) -> ParsedMessage:
     try:
         return parse_message(body, max_images=settings.max_images)
     except InvalidJob as error:
-        for field, what in error.problems:
-            typer.echo(f"{field}: {what}" if field else what, err=True)
-        raise typer.Exit(EXIT_BAD_JOB) from None
+        _refuse_job(error)
+
+
+def _refuse_job(error: InvalidJob) -> NoReturn:
+    for field, what in error.problems:
+        typer.echo(f"{field}: {what}" if field else what, err=True)
+    raise typer.Exit(EXIT_BAD_JOB)
 
 
 def _catalogue(settings: Settings) -> dict[str, BaseModelEntry]:

@@ -2,6 +2,15 @@
 
 from enum import StrEnum
 
+from worker.contract.text import printable
+
+#: Longest sentence that leaves the worker, characters: it travels in a webhook and in AMQP headers.
+MAX_MESSAGE = 4000
+
+#: Broken fields that a refusal names, and the most characters of a field's name and of what is
+#: said of it. A stranger chooses how many there are, and how long.
+_NAMED, _FIELD, _CLAUSE = 20, 100, 400
+
 
 class ErrorCode(StrEnum):
     """The closed list of `error_code` in the `failed` webhook (contract §2)."""
@@ -25,11 +34,13 @@ class JobError(Exception):
     Attributes:
         code: what kind of failure, from the closed list.
         message: one sentence for the person who sent the job: the field or file, what was found,
-            what to do. It leaves the worker, so it holds no secret, no local path, no stack trace.
+            what to do. It leaves the worker, so it holds no secret, no local path, no stack trace;
+            and since it may quote a stranger, at most `MAX_MESSAGE` characters, all printable.
         transient: True where the same job may succeed later without anybody changing it.
     """
 
     def __init__(self, code: ErrorCode, message: str, *, transient: bool = False) -> None:
+        message = printable(message, MAX_MESSAGE)
         super().__init__(message)
         self.code = code
         self.message = message
@@ -41,10 +52,11 @@ class JobError(Exception):
 
 
 class InvalidJob(JobError):  # noqa: N818 - named as the contract names it
-    """The message breaks the contract: permanent, and every broken field is named at once.
+    """The message breaks the contract: permanent, and its broken fields are named at once.
 
     Attributes:
-        problems: `(field, sentence)` for each broken field, in the order of the message.
+        problems: `(field, sentence)` for each broken field, in the order of the message; the
+            message names the first twenty.
         style_id: the message's style, where it could be read.
         webhook_base: where to say so, where it could be read.
         job_id: the identity, where it could be read.
@@ -58,7 +70,15 @@ class InvalidJob(JobError):  # noqa: N818 - named as the contract names it
         webhook_base: str | None = None,
         job_id: str | None = None,
     ) -> None:
-        text = "; ".join(f"{field}: {what}" if field else what for field, what in problems)
+        named = [
+            f"{printable(field, _FIELD)}: {printable(what, _CLAUSE)}"
+            if field
+            else printable(what, _CLAUSE)
+            for field, what in problems[:_NAMED]
+        ]
+        if len(problems) > _NAMED:
+            named.append(f"and {len(problems) - _NAMED} more")
+        text = "; ".join(named)
         super().__init__(ErrorCode.INVALID_JOB, f"The job message is not valid: {text}.")
         self.problems = problems
         self.style_id = style_id

@@ -4,20 +4,19 @@ import hashlib
 import json
 import re
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic.config import JsonDict
 
+from worker.contract.bounds import MAX_DEPTH, MAX_NAME, is_deep, too_many
 from worker.contract.captions import filled_template
 from worker.contract.errors import InvalidJob
-from worker.contract.parameters import (
-    NOT_OFFERED,
-    TrainingParameters,
-    canonical_parameter,
-    held_out_count,
-    nearest_parameter,
-)
+from worker.contract.other_names import document_other_names
+from worker.contract.parameters import TrainingParameters
+from worker.contract.picture_counts import picture_conflicts
+from worker.contract.sentences import sentence
+from worker.contract.text import printable
 
 #: The only `type` of an enveloped message that this worker takes.
 MESSAGE_TYPE = "model_training"
@@ -28,10 +27,22 @@ JOB_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,199}"
 #: Longest message body that is parsed, bytes.
 MAX_BODY_BYTES = 4 * 1024 * 1024
 
+#: Ignored fields that are named in a log line.
+_IGNORED_NAMED = 20
+
+#: Longest webhook address, characters.
+_MAX_WEBHOOK_URL = 2048
+
+#: Largest number that a database keeps as a key.
+_MAX_STYLE_ID = 2**63 - 1
+
 #: From here on, a webhook address in a message is cut off (contract §1).
 WEBHOOK_PATH = "/api/webhooks/"
 
 _SCHEMES = ("s3://", "gs://", "https://", "file:///")
+
+#: What a picture's address looks like, for the published schema.
+_ADDRESS: JsonDict = {"pattern": f"^({'|'.join(_SCHEMES)})"}
 
 
 class ImageReference(BaseModel):
@@ -40,7 +51,10 @@ class ImageReference(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     url: str = Field(
-        min_length=1, max_length=4096, description="s3://, gs://, https:// or file:///"
+        min_length=1,
+        max_length=4096,
+        description="s3://, gs://, https:// or file:///",
+        json_schema_extra=_ADDRESS,
     )
     caption: str | None = Field(
         None,
@@ -56,25 +70,39 @@ class ImageReference(BaseModel):
         return value
 
 
+_Picture = Annotated[str, Field(max_length=4096, json_schema_extra=_ADDRESS)] | ImageReference
+_Pictures = Annotated[list[_Picture], Field(min_length=1)]
+
+
 class TrainingJob(BaseModel):
     """One job, whichever shape its message had."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        frozen=True,
+        str_strip_whitespace=True,
+        json_schema_extra=document_other_names,
+    )
 
     job_id: str = Field(
         pattern=f"^{JOB_ID_PATTERN}$",
         validation_alias=AliasChoices("job_id", "task_id"),
         description="Identity: two deliveries with one id are one job.",
     )
-    style_id: int = Field(gt=0, le=2**63 - 1, strict=True, description="The backend's key.")
+    style_id: int = Field(gt=0, le=_MAX_STYLE_ID, strict=True, description="The backend's key.")
     images: tuple[ImageReference, ...] = Field(
         min_length=1,
         validation_alias=AliasChoices("image_urls", "images"),
         description="The pictures: URLs, or objects with url and caption.",
     )
+    class_images: tuple[ImageReference, ...] = Field(
+        (),
+        description="Pictures of the class, for parameters.with_prior_preservation: URLs, or "
+        "objects with url and caption; the caption is class_prompt if there is none.",
+    )
     webhook_url: str | None = Field(
         None,
-        max_length=2048,
+        max_length=_MAX_WEBHOOK_URL,
         validation_alias=AliasChoices("webhook_url", "callback_url"),
         description="Base URL of the backend; cut off from /api/webhooks/ on.",
     )
@@ -89,17 +117,27 @@ class TrainingJob(BaseModel):
         default_factory=TrainingParameters, description="Training parameters."
     )
 
-    @field_validator("images", mode="before")
+    @field_validator("images", mode="before", json_schema_input_type=_Pictures)
     @classmethod
-    def _urls_are_references(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [{"url": item} if isinstance(item, str) else item for item in value]
-        return value
+    def _urls_are_images(cls, value: Any) -> Any:
+        return _references(value)
+
+    @field_validator("class_images", mode="before", json_schema_input_type=list[_Picture])
+    @classmethod
+    def _urls_are_class_images(cls, value: Any) -> Any:
+        return _references(value)
 
     @field_validator("webhook_url")
     @classmethod
     def _base_only(cls, value: str | None) -> str | None:
         return webhook_base(value) if value else None
+
+    @property
+    def wanted_images(self) -> list[tuple[str, str | None]]:
+        """Every picture to fetch and its caption, if it was sent: the images, then the class's."""
+        sent = [(image.url, image.caption) for image in self.images]
+        prompt = self.parameters.class_prompt
+        return sent + [(image.url, image.caption or prompt) for image in self.class_images]
 
     @property
     def seed(self) -> int:
@@ -111,6 +149,13 @@ class TrainingJob(BaseModel):
     def template_caption(self) -> str:
         """The caption of a picture that has none of its own; empty without trigger and tags."""
         return filled_template(self.caption_template, self.trigger_word, self.tags)
+
+
+def _references(value: Any) -> Any:
+    """A plain address is a picture without a caption."""
+    if isinstance(value, list | tuple):
+        return [{"url": item} if isinstance(item, str) else item for item in value]
+    return value
 
 
 def webhook_base(url: str) -> str:
@@ -164,9 +209,9 @@ def parse_message(
     if id_is_digest:
         job_id = digest_id(payload)
     fields = {k: v for k, v in fields.items() if k not in ("job_id", "task_id") and v is not None}
-    fields["job_id"] = str(job_id) if isinstance(job_id, int) else job_id
+    fields["job_id"] = str(job_id) if type(job_id) is int else job_id
 
-    problems: list[tuple[str, str]] = []
+    problems = too_many(fields, max_images)
     if payload.get("type", MESSAGE_TYPE) != MESSAGE_TYPE:
         problems.append(("type", f"must be {MESSAGE_TYPE!r}, found {payload['type']!r}"))
     job = None
@@ -175,16 +220,11 @@ def parse_message(
     except ValidationError as error:
         details = error.errors()
         # A list whose items are all refused is not also "empty".
-        lists = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
-        details = [d for d in details if d["type"] != "too_short" or d["loc"] not in lists]
-        problems += [_sentence(detail) for detail in details]
-    images = fields.get("image_urls", fields.get("images"))
-    if isinstance(images, list) and len(images) > max_images:
-        problems.append(
-            ("image_urls", f"has {len(images)} pictures; at most {max_images} are allowed")
-        )
+        refused = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
+        details = [d for d in details if d["type"] != "too_short" or d["loc"] not in refused]
+        problems += [sentence(detail) for detail in details]
     if job is not None:
-        problems += _too_few_pictures(job)
+        problems += picture_conflicts(job.parameters, len(job.images), len(job.class_images))
     if problems or job is None:
         raise _invalid(problems, fields)
     return ParsedMessage(
@@ -193,19 +233,6 @@ def parse_message(
         ignored_fields=ignored,
         created_at=_moment(payload.get("created_at")),
     )
-
-
-def _too_few_pictures(job: TrainingJob) -> list[tuple[str, str]]:
-    """What cannot be had with so few pictures."""
-    rules, given = job.parameters, len(job.images)
-    if rules.validation_split and given == 1:
-        return [("parameters.validation_split", "holds out pictures, and there is 1; send 2")]
-    held_out = held_out_count(rules.validation_split, given)
-    if rules.train_batch_size <= given - held_out:
-        return []
-    of_them = f", of which {held_out} are held out" if held_out else ""
-    found = f"is {rules.train_batch_size} with {given} pictures{of_them}; send at most that many"
-    return [("parameters.train_batch_size", found)]
 
 
 def _moment(text: Any) -> datetime | None:
@@ -229,6 +256,8 @@ def _decode(body: bytes) -> dict[str, Any]:
     if not isinstance(payload, dict):
         kind = type(payload).__name__
         raise InvalidJob([("", f"the body is a JSON {kind}; send one JSON object")])
+    if is_deep(payload):
+        raise InvalidJob([("", f"the body is nested more than {MAX_DEPTH} deep")])
     return payload
 
 
@@ -245,38 +274,17 @@ def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     if isinstance(data, dict):
         flat = {**payload, **data}
         ignored += [f"data.{name}" for name in data if name not in known]
-    return {k: v for k, v in flat.items() if k in known}, tuple(ignored)
-
-
-def _sentence(detail: ErrorDetails) -> tuple[str, str]:
-    """`(field, what is wrong)` of one pydantic error, in words for a person."""
-    where = [str(part) for part in detail["loc"]]
-    field = ".".join(where)
-    kind = detail["type"]
-    if kind == "missing":
-        return field, "is missing"
-    if kind == "too_short":
-        return field, "is empty; send at least one"
-    if kind == "extra_forbidden":
-        if other := canonical_parameter(where[-1]):
-            return field, f"is another name of {other}, which is given too; send one of them"
-        if where[-1] in NOT_OFFERED:
-            return field, NOT_OFFERED[where[-1]]
-        near = nearest_parameter(where[-1])
-        return field, "is not a known parameter" + (f"; did you mean {near}?" if near else "")
-    text = detail["msg"].removeprefix("Value error, ")
-    text = re.sub(r"^(Input|String|Tuple|List) should", "should", text)
-    found = detail.get("input")
-    if isinstance(found, str | int | float | bool) and kind != "value_error":
-        text += f", found {str(found)[:100]!r}" if isinstance(found, str) else f", found {found}"
-    return field, text
+    named = [printable(name, MAX_NAME) for name in ignored[:_IGNORED_NAMED]]
+    if len(ignored) > _IGNORED_NAMED:
+        named.append(f"and {len(ignored) - _IGNORED_NAMED} more")
+    return {k: v for k, v in flat.items() if k in known}, tuple(named)
 
 
 def _invalid(problems: list[tuple[str, str]], fields: dict[str, Any]) -> InvalidJob:
     style, url, job_id = fields.get("style_id"), _first_url(fields), fields.get("job_id")
     return InvalidJob(
         problems,
-        style_id=style if type(style) is int and style > 0 else None,
+        style_id=style if type(style) is int and 0 < style <= _MAX_STYLE_ID else None,
         webhook_base=webhook_base(url) if url else None,
         job_id=job_id if isinstance(job_id, str) and re.fullmatch(JOB_ID_PATTERN, job_id) else None,
     )
@@ -284,6 +292,7 @@ def _invalid(problems: list[tuple[str, str]], fields: dict[str, Any]) -> Invalid
 
 def _first_url(fields: dict[str, Any]) -> str | None:
     for name in ("webhook_url", "callback_url"):
-        if isinstance(fields.get(name), str):
-            return str(fields[name])
+        url = fields.get(name)
+        if isinstance(url, str) and len(url) <= _MAX_WEBHOOK_URL:
+            return url
     return None

@@ -1,13 +1,12 @@
 """The demo's backend: what a product around the worker has and does before a job begins."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import pika
-
+from worker.client.publishing import LoraJobClient
 from worker.demo.drawing_base import DRAWING_MODEL
+from worker.demo.hatched import CAPTION
 from worker.demo.scenes import SIDE
 
 #: The style that the demo trains.
@@ -36,6 +35,8 @@ PARAMETERS = {
     ],
     "resolution": SIDE,
     "mixed_precision": "no",
+    "validation_prompts": [CAPTION.format(shape=shape) for shape in ("star", "heart", "ring")],
+    "num_validation_images": 1,
 }
 
 
@@ -64,7 +65,7 @@ def upload(store: Any, pictures: list[Path]) -> list[str]:
 
 
 def publish(broker_url: str, job_id: str, urls: list[str], webhook_base: str) -> None:
-    """As a backend publishes: declare the queue without arguments, then a persistent message."""
+    """Have the style trained, as a backend does."""
     message = {
         "task_id": job_id,
         "type": "model_training",
@@ -76,13 +77,5 @@ def publish(broker_url: str, job_id: str, urls: list[str], webhook_base: str) ->
         },
         "webhook_url": f"{webhook_base}/api/webhooks/training/{STYLE_ID}/status",
     }
-    connection = pika.BlockingConnection(pika.URLParameters(broker_url))
-    channel = connection.channel()
-    channel.queue_declare(queue="model_training", durable=True)
-    channel.basic_publish(
-        exchange="",
-        routing_key="model_training",
-        body=json.dumps(message),
-        properties=pika.BasicProperties(content_type="application/json", delivery_mode=2),
-    )
-    connection.close()
+    with LoraJobClient(broker_url) as client:
+        client.publish(message)

@@ -221,6 +221,7 @@ def _journal_row(request: Received, reply: Reply) -> dict[str, Any]:
         "path": request.path,
         "headers": headers,
         "json": request.json,
+        "body": request.body.decode(errors="replace"),
         "status": reply.status,
     }
 
@@ -247,8 +248,8 @@ def main() -> None:
     )
     sys.stdout.write(f"receiver on http://{arguments.host}:{receiver.port}\n")
     sys.stdout.flush()
-    receiver.start()
     try:
+        receiver.start()
         threading.Event().wait()
     except KeyboardInterrupt:
         receiver.stop()

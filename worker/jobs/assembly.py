@@ -31,6 +31,7 @@ from worker.jobs.trainer_process import TrainerSlot, trainer_command
 from worker.observability.activity import Activity
 from worker.observability.http_server import StatusServer
 from worker.settings import Settings, SettingsError
+from worker.storage.bucket_list import BucketList
 from worker.storage.images import ImageFetcher
 from worker.storage.s3 import S3Store
 from worker.storage.store import ObjectStore, ObjectUrl
@@ -255,11 +256,16 @@ def s3_store(settings: Settings) -> S3Store:
 
 def image_fetcher(settings: Settings, s3: ObjectStore, *, allow_files: bool) -> ImageFetcher:
     """What fetches pictures, within the operator's limits."""
+    buckets = _named(
+        "IMAGE_ALLOWED_BUCKETS",
+        lambda: BucketList(settings.image_allowed_buckets, own_bucket=settings.s3_bucket),
+    )
     return _named(
         "IMAGE_ALLOWED_HOSTS",
         lambda: ImageFetcher(
             s3=s3,
             gs_as_s3=settings.s3_endpoint_url is not None,
+            buckets=buckets,
             https_hosts=settings.image_allowed_hosts,
             allow_files=allow_files,
             max_bytes=settings.max_image_bytes,

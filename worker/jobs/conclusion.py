@@ -3,7 +3,6 @@
 Every step may be repeated, so a crash between any two is mended by the next delivery.
 """
 
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -12,6 +11,7 @@ from worker import __version__
 from worker.broker.topology import Topology
 from worker.contract.errors import ErrorCode
 from worker.contract.events import CompleteBody, FailedBody, ProgressBody, TrainingMetric
+from worker.contract.headers import DeadLetterHeaders
 from worker.contract.job import TrainingJob
 from worker.contract.manifest import PREVIEW_SHEET, REPORT_FILE
 from worker.contract.pipe import FinishedEvent
@@ -50,17 +50,14 @@ class Conclusion:
     def bury(self, held: HeldDelivery, code: ErrorCode, message: str) -> None:
         """Put a copy of the message into the dead-letter queue, with the reason."""
         log.error("job_dead_lettered", code=code, reason=message)
-        held.copy(
-            self._topology.dead,
-            **{
-                "x-lora-job-id": held.job_id or "",
-                "x-lora-code": code.value,
-                "x-lora-message": message[:1000],
-                "x-lora-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "x-lora-worker": self._owner,
-                "x-lora-version": __version__,
-            },
+        reason = DeadLetterHeaders(
+            job_id=held.job_id or "",
+            code=code,
+            message=message,
+            worker=self._owner,
+            version=__version__,
         )
+        held.copy(self._topology.dead, **reason.headers())
 
     def _publish_adapter(self, result: Result) -> None:
         """Copy the files to the job's own place and to the style's stable keys.
@@ -156,7 +153,14 @@ def _what_can_be_seen(style: StyleKeys, finished: FinishedEvent) -> dict[str, An
     if PREVIEW_SHEET in names:
         found["preview_grid_url"] = str(style.stable(PREVIEW_SHEET))
         found["previews"] = [
-            preview | {name: str(style.stable(preview[name])) for name in ("before", "after")}
+            preview
+            | {name: str(style.stable(preview[name])) for name in ("before", "after")}
+            | {
+                "along": [
+                    picture | {"file": str(style.stable(picture["file"]))}
+                    for picture in preview.get("along", [])
+                ]
+            }
             for preview in finished.metadata.get("previews", [])
         ]
     return found

@@ -54,7 +54,7 @@ class ControlListener:
         """Obey a control message; one that is not understood is logged and forgotten."""
         try:
             job_id = json.loads(delivery.body)["cancel"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             log.warning("control_message_not_understood", body=delivery.body[:200])
             return
         if isinstance(job_id, str) and self._running.cancel(job_id):

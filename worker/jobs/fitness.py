@@ -289,6 +289,14 @@ def _clock(server_time: datetime) -> Finding:
     return _warning("clock", sentence) if seconds > _CLOCK_SECONDS else _ok("clock", sentence)
 
 
+def pictures(settings: Settings) -> list[Finding]:
+    """Messages may name some buckets only; in development any will do."""
+    if settings.image_allowed_buckets or settings.environment != "production":
+        return []
+    sentence = "messages may name any bucket that the worker's credentials can read"
+    return [_warning("pictures", f"IMAGE_ALLOWED_BUCKETS is empty: {sentence}")]
+
+
 def webhooks(settings: Settings) -> list[Finding]:
     """The receivers' hosts accept connections, with TLS where that is required."""
     if not settings.webhook_allowed_hosts:
@@ -309,7 +317,7 @@ def webhooks(settings: Settings) -> list[Finding]:
 
 #: The cheap and certain ones first: a broken machine should not wait for the network.
 AT_START: tuple[Check, ...] = (disk, model_files, memory, broker_lets_us_in, gpus)
-EVERY: tuple[Check, ...] = (disk, memory, gpus, model_files, broker, store, webhooks)
+EVERY: tuple[Check, ...] = (disk, memory, gpus, model_files, broker, store, pictures, webhooks)
 
 
 def _ok(check: str, sentence: str) -> Finding:

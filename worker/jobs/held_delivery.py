@@ -107,9 +107,11 @@ class HeldDelivery:
         return first
 
     def _copy(self, queue: str, headers: dict[str, str | int]) -> None:
-        kept = {k: v for k, v in self.delivery.headers.items() if not k.startswith("x-death")}
         self._publisher.publish(
-            queue, self.delivery.body, message_id=self.job_id, headers={**kept, **headers}
+            queue,
+            self.delivery.body,
+            message_id=self.job_id,
+            headers={**self.delivery.kept_headers(), **headers},
         )
 
     def _start_timer(self, seconds: float) -> threading.Timer:

@@ -152,7 +152,7 @@ class OutboxSender:
             queue,
             delivery.body,
             message_id=delivery.message_id,
-            headers={**delivery.headers, TRIES_HEADER: tries},
+            headers={**delivery.kept_headers(), TRIES_HEADER: tries},
         )
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
@@ -162,7 +162,7 @@ class OutboxSender:
             self._topology.events_dead,
             delivery.body,
             message_id=delivery.message_id,
-            headers={**delivery.headers, "x-lora-reason": reason[:500]},
+            headers={**delivery.kept_headers(), "x-lora-reason": reason[:500]},
         )
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from worker.jobs.quota import JobQuota
 from worker.jobs.trainer_process import TrainerSlot
 
 #: Slots of the consumer that a trainer serves: one job trains, one comes or goes.
@@ -32,12 +33,19 @@ class Place:
         ahead_seconds: another job is taken when the running one needs no longer than this; 0 to
             wait until the trainer is free.
         changed: called when another job may be taken.
+        quota: of all places together; without one, any number of jobs is taken.
     """
 
     def __init__(
-        self, trainer: TrainerSlot, *, ahead_seconds: float, changed: Callable[[], None]
+        self,
+        trainer: TrainerSlot,
+        *,
+        ahead_seconds: float,
+        changed: Callable[[], None],
+        quota: JobQuota | None = None,
     ) -> None:
         self.trainer = trainer
+        self._quota = quota or JobQuota()
         self._ahead_seconds, self._changed = ahead_seconds, changed
         self._condition = threading.Condition()
         self._listening: int | None = None
@@ -58,6 +66,8 @@ class Place:
                 return None
             if self._training is not None and not self._nearly_done:
                 return None
+            if self._listening is None and not self._quota.reserve():
+                return None
             self._listening = slot
             return 0 if self._training is None else _AHEAD_PRIORITY
 
@@ -77,6 +87,7 @@ class Place:
         """Take the turn of `slot`, if it is free or has been taken for it already."""
         with self._condition:
             if self._training is None:
+                self._quota.begin()
                 self._training, self._waiting = slot, None
                 self._nearly_done = self._gave_back = False
             return self._training == slot
@@ -140,6 +151,7 @@ class Place:
                 self._training = None
             if self._waiting == slot:
                 self._waiting = None
+                self._quota.give_back()
             self._condition.notify_all()
         self._changed()
 

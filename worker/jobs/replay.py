@@ -21,7 +21,7 @@ def fresh_job(message: QueuedMessage) -> QueuedMessage | None:
     """
     try:
         body = json.loads(message.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(body, dict):
         return None

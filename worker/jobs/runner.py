@@ -9,7 +9,7 @@ from worker.broker.publisher import PublishFailed
 from worker.broker.topology import Topology
 from worker.contract.errors import ErrorCode, InvalidJob
 from worker.contract.events import ProgressBody
-from worker.jobs.attempt import Attempts, Ended, job_folder
+from worker.jobs.attempt import Attempts, Ended
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.decide import (
     Claim,
@@ -23,6 +23,7 @@ from worker.jobs.decide import (
 )
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Intake, Order
+from worker.jobs.job_folder import job_folder
 from worker.jobs.place import Turn
 from worker.jobs.record import JobRecord, Lease, Result
 from worker.observability import metrics, tracing

@@ -32,6 +32,7 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
+from worker.jobs.trainer_files import own_file, own_name
 from worker.jobs.trainer_process import TrainerSlot
 from worker.observability import metrics, tracing
 from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
@@ -102,7 +103,7 @@ class StageRunner:
             log.info("pictures_not_fetched_ahead", reason=str(error))
             return None
         pictures = [image for image in found if not isinstance(image, ImageProblem)]
-        return pictures if len(pictures) == len(job.images) else None
+        return pictures if len(pictures) == len(job.wanted_images) else None
 
     def train(self, claimed: Claimed, slot: TrainerSlot) -> FinishedEvent | StoppedEvent:
         """All stages up to the files of the trained adapter, which lie in the job's folder.
@@ -149,7 +150,7 @@ class StageRunner:
         if problems:
             raise JobError(
                 ErrorCode.IMAGE_DOWNLOAD_FAILED,
-                f"{len(problems)} of {len(job.images)} pictures could not be downloaded: "
+                f"{len(problems)} of {len(job.wanted_images)} pictures could not be downloaded: "
                 + "; ".join(f"{p.url}: {p.reason}" for p in problems[:5])
                 + ("; …" if len(problems) > 5 else "")
                 + ".",
@@ -160,8 +161,7 @@ class StageRunner:
     def _fetch(
         self, job: TrainingJob, folder: Path, should_stop: Callable[[], bool]
     ) -> Sequence[FetchedImage | ImageProblem]:
-        wanted = [(image.url, image.caption) for image in job.images]
-        return self.fetcher.fetch(wanted, folder, should_stop=should_stop)
+        return self.fetcher.fetch(job.wanted_images, folder, should_stop=should_stop)
 
     def _download_checkpoint(self, claimed: Claimed) -> str | None:
         while claimed.checkpoint is not None:
@@ -204,7 +204,8 @@ class StageRunner:
             parameters=for_base_model(job.parameters, claimed.base_model),
             seed=job.seed,
             base_model=claimed.base_model,
-            images=images,
+            images=images[: len(job.images)],
+            class_images=images[len(job.images) :],
             output_dir=str(claimed.folder / "outputs"),
             checkpoint_dir=str(claimed.folder / "checkpoints"),
             resume_from=resume_from,
@@ -240,7 +241,7 @@ class StageRunner:
 
     def _store_checkpoint(self, claimed: Claimed, event: CheckpointEvent) -> None:
         """Upload, move the pointer, delete the old one last. A failure costs this one only."""
-        path = Path(event.path)
+        path = own_file(event.path, claimed.folder)
         url = claimed.record.keys.checkpoint_file(claimed.epoch, event.step)
         old = claimed.checkpoint
         try:
@@ -270,8 +271,8 @@ class StageRunner:
             _stop_here(claimed)
             try:
                 self.store.upload(
-                    prefix.child(file.name),
-                    Path(file.path),
+                    prefix.child(own_name(file.name)),
+                    own_file(file.path, claimed.folder),
                     content_type=file.content_type,
                     sha256_hex=file.sha256,
                 )
@@ -315,7 +316,7 @@ def log_stage(event: StageEvent) -> None:
 
 def _captioned(job: TrainingJob, image: FetchedImage) -> ImageFile:
     """A fetched picture with the words that it is trained with."""
-    sent = job.images[image.index].caption
+    _, sent = job.wanted_images[image.index]
     caption, source = chosen_caption(
         message=sent,
         file=image.caption if sent is None else None,

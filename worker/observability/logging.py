@@ -12,10 +12,15 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor
 
+from worker.contract.text import printable
 from worker.observability.redaction import Redactor
 
 #: Name of the logger that every line of our own goes through.
 _OURS = "lora-worker"
+
+#: Longest text and most items of a field, and longest line; characters. What strangers send may
+#: end up in a line, and whoever collects lines has limits of its own.
+MAX_TEXT, MAX_ITEMS, MAX_LINE = 16_000, 100, 60_000
 
 
 def configure_logging(
@@ -23,10 +28,10 @@ def configure_logging(
 ) -> None:
     """Send every log line of this process, ours and the libraries', to stderr.
 
-    Ours are written from `level` on, those of pika, botocore, urllib3 and the rest from WARNING
-    on. Tracebacks show no local variables, and uncaught exceptions of any thread become log lines
-    too, since Python's own report of them would show whatever their text holds. May be called
-    again: the last call counts.
+    Ours are written from `level` on, those of botocore, urllib3 and the rest from WARNING on,
+    pika's from CRITICAL on unless its level is set. Tracebacks show no local variables, and
+    uncaught exceptions of any thread become log lines too, since Python's own report of them would
+    show whatever their text holds. May be called again: the last call counts.
 
     Args:
         level: DEBUG, INFO, WARNING or ERROR.
@@ -46,6 +51,10 @@ def configure_logging(
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger(_OURS).setLevel(level)
+    # A lost connection is one event of ours, with its reason. The library writes several lines and
+    # stack traces at ERROR for each; they are kept to those who set its level themselves.
+    if logging.getLogger("pika").level == logging.NOTSET:
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
     structlog.configure(
         processors=[
@@ -72,15 +81,17 @@ def _formatter(
     if renderer == "json":
         last = [
             structlog.processors.format_exc_info,
+            _shorten,
             structlog.processors.JSONRenderer(serializer=_to_json),
         ]
     else:
         last = [
+            _make_plain,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
                 # The default draws tracebacks with rich, local variables included.
                 exception_formatter=structlog.dev.plain_traceback,
-            )
+            ),
         ]
     return _RedactingFormatter(
         redact,
@@ -97,7 +108,11 @@ class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redact(super().format(record))
+        line = self._redact(super().format(record))
+        if len(line) <= MAX_LINE:
+            return line
+        about = {"event": "log_line_too_long", "level": "warning", "logger": record.name}
+        return json.dumps({**about, "characters": len(line), "begins": line[:1000]})
 
 
 class _Handler(logging.StreamHandler[Any]):
@@ -117,6 +132,26 @@ def _name_the_library(logger: Any, method: str, event: EventDict) -> EventDict:
     if isinstance(record, logging.LogRecord):
         event["logger"] = record.name
     return event
+
+
+def _shorten(logger: Any, method: str, event: EventDict) -> EventDict:
+    return {name: _short(value) for name, value in event.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return f"{value[:MAX_TEXT]}… ({len(value)} characters)"
+    if isinstance(value, list | tuple) and len(value) > MAX_ITEMS:
+        return [*value[:MAX_ITEMS], f"and {len(value) - MAX_ITEMS} more"]
+    return value
+
+
+def _make_plain(logger: Any, method: str, event: EventDict) -> EventDict:
+    """A line for a terminal: what a stranger sent neither colours it nor forges another."""
+    return {
+        name: printable(value, MAX_TEXT) if isinstance(value, str) else _short(value)
+        for name, value in event.items()
+    }
 
 
 def _to_json(event: Any, **arguments: Any) -> str:

@@ -1,6 +1,7 @@
 """Keep secrets out of text: known values in every spelling, and passwords in addresses."""
 
 import base64
+import binascii
 import json
 import re
 from collections.abc import Iterable
@@ -11,6 +12,10 @@ REDACTED = "[redacted]"
 
 #: Shorter values are not looked for, characters: they would turn up in ordinary words.
 SHORTEST_SECRET = 4
+
+#: Shorter encodings are not looked for either, characters: a base64 text of a few letters is one of
+#: thousands that occur.
+SHORTEST_ENCODING = 8
 
 #: Times that a value in a line may have been escaped, one inside of the other.
 ESCAPES = 3
@@ -43,16 +48,28 @@ def _spellings(secret: str) -> set[str]:
     A line of JSON that quotes a body of JSON that quotes a dict of Python is three times. A plain
     token has one spelling however often it is escaped.
     """
-    spelled = {
-        secret,
-        quote(secret, safe=""),
-        quote(secret),
-        quote_plus(secret),
-        base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode().rstrip("="),
-    }
+    spelled = {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    spelled |= {_lower_escapes(text) for text in spelled}
+    spelled |= {text for text in _encoded(secret) if len(text) >= SHORTEST_ENCODING}
     for _ in range(ESCAPES):
         spelled |= {escaped for text in spelled for escaped in _escaped(text)}
     return spelled
+
+
+def _lower_escapes(text: str) -> str:
+    return re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), text)
+
+
+def _encoded(secret: str) -> set[str]:
+    """In base64, wherever in the encoded text it begins (`user:secret` is one text), and in hex."""
+    octets = secret.encode("utf-8", "surrogateescape")
+    found = {binascii.hexlify(octets).decode()}
+    for before in range(3):
+        # A character stands for 6 bits: those at both ends also depend on what is beside.
+        first, last = -(-before * 8 // 6), (before + len(octets)) * 8 // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            found.add(encode(bytes(before) + octets).decode()[first:last])
+    return found
 
 
 def _escaped(text: str) -> tuple[str, ...]:

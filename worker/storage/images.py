@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from worker.outbound.address import HostList, parse_address
 from worker.outbound.request import RequestFailed, request
+from worker.storage.bucket_list import BucketList
 from worker.storage.store import (
     AccessDenied,
     BucketMissing,
@@ -116,6 +117,7 @@ class ImageFetcher:
         *,
         s3: ObjectStore,
         gs_as_s3: bool,
+        buckets: BucketList,
         https_hosts: Iterable[str],
         allow_files: bool,
         max_bytes: int,
@@ -127,6 +129,7 @@ class ImageFetcher:
         Args:
             s3: where `s3://` addresses are read.
             gs_as_s3: read `gs://bucket/key` there too; refused otherwise.
+            buckets: what of the store may be named.
             https_hosts: the only hosts that `https://` may name.
             allow_files: whether `file:///` is read.
             max_bytes: largest picture.
@@ -134,7 +137,7 @@ class ImageFetcher:
             deadline_seconds: total time for one picture, retries and caption included.
         """
         self._s3, self._gs_as_s3, self._allow_files = s3, gs_as_s3, allow_files
-        self._https_hosts = HostList(https_hosts)
+        self._buckets, self._https_hosts = buckets, HostList(https_hosts)
         self._max_bytes, self._parallelism = max_bytes, parallelism
         self._deadline_seconds = deadline_seconds
 
@@ -207,6 +210,8 @@ class ImageFetcher:
             raise _Unfetched("does not name a bucket and a key") from None
         if not found.key or found.key.endswith("/"):
             raise _Unfetched("does not name an object")
+        if why := self._buckets.why_not(found):
+            raise _Unfetched(why)
         return found
 
     def _from_store(self, wanted: "_Wanted", url: ObjectUrl, deadline: float) -> FetchedImage:

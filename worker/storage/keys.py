@@ -11,6 +11,10 @@ ADAPTER_FILE = "lora_weights.safetensors"
 KOHYA_FILE = "lora_weights.kohya.safetensors"
 
 
+#: Folders of the bucket in which all of the following lies.
+OWN_FOLDERS = ("models/", "jobs/")
+
+
 @dataclass(frozen=True)
 class StyleKeys:
     """What lies under one style's prefix."""

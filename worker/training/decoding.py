@@ -7,18 +7,26 @@ what a picture costs is what its decoder takes, and no second copy.
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from worker.contract.dataset import Change
 from worker.training.framing import Cut, Framing, Size, cut_at
+from worker.training.jpeg_scans import MAX_SCANS, count_scans
+
+# The process that decodes pictures imports this module, and is to be there soon.
+if TYPE_CHECKING:
+    from worker.contract.dataset import Change
 
 #: Formats that are read. Everything else Pillow knows stays closed to strangers' files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+#: Smallest side of a picture that is trained on, pixels.
+MIN_SIDE = 16
 
 #: Largest picture that is decoded, pixels: more than a full-frame camera's. Decoders take 4 bytes
 #: for each, or fewer; the one for WebP takes 14.
@@ -44,17 +52,14 @@ _FROM_THE_RIGHT = (2, 3, 6, 7)
 _FROM_BELOW = (3, 4, 7, 8)
 
 #: Longest side of what is kept of a whole picture, pixels.
-_WHOLE = 256
+WHOLE_SIDE = 256
 
 #: Modes that hold transparency.
 _SEE_THROUGH = ("P", "PA", "LA", "RGBA", "RGBa", "La")
 
 
-class TooManyPixels(Exception):  # noqa: N818 - a finding, not a malfunction
-    """The picture is larger than is decoded; the text says how large both are."""
-
-    def __init__(self, found: str, most: int) -> None:
-        super().__init__(f"it has {found} pixels; {most / 1e6:.0f} million are the most")
+class BadFile(Exception):  # noqa: N818 - a finding, not a malfunction
+    """The file cannot be used; the text says why in a few words, to follow its name."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,40 @@ class Decoded:
     """A picture, upright and in RGB.
 
     Attributes:
+        format: of the file, Pillow's name.
         parts: what is trained on, all of one size. cuts: where each lies.
         whole: all of it, small.
         width, height: of the file, upright.
         changes: what was done to it.
     """
 
+    format: str
     parts: tuple[Image.Image, ...]
     cuts: tuple[Cut, ...]
     whole: Image.Image
     width: int
     height: int
-    changes: tuple[Change, ...]
+    changes: "tuple[Change, ...]"
+
+
+def decode_file(path: str, framing: Framing, places: Sequence[float]) -> Decoded:
+    """The parts of the picture in a stranger's file that `framing` and `places` ask for.
+
+    Raises:
+        BadFile: whatever else the decoders raise means that the picture is damaged.
+    """
+    try:
+        with opened(path) as image:
+            return decode(image, framing, places)
+    except BadFile:
+        raise
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise BadFile(f"it is not a picture in one of the formats {known}") from None
+    except MemoryError:
+        raise BadFile("it takes too much memory to decode") from None
+    except Exception as error:
+        raise BadFile(f"it is damaged or cut off ({type(error).__name__})") from None
 
 
 @contextmanager
@@ -82,32 +109,46 @@ def opened(path: str) -> Iterator[Image.Image]:
 
     Raises:
         PIL.UnidentifiedImageError: it is in none of `FORMATS`.
-        TooManyPixels: before they are decoded.
+        BadFile: it is too small, or too costly: it has too many pixels or scans.
         Exception: whatever else a decoder raises.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                pixels = image.width * image.height
-                if image.format == "WEBP" and pixels > MAX_WEBP_PIXELS:
-                    raise TooManyPixels(_millions(pixels), MAX_WEBP_PIXELS)
+                _refuse_by_its_header(image, path)
                 yield image
     except Image.DecompressionBombError as error:
         pixels_said = re.search(r"(\d+) pixels", str(error))
         found = _millions(int(pixels_said[1])) if pixels_said else "too many"
-        raise TooManyPixels(found, MAX_PIXELS) from error
+        raise _too_many_pixels(found, MAX_PIXELS) from error
+
+
+def _refuse_by_its_header(image: Image.Image, path: str) -> None:
+    width, height = image.size
+    if image.format == "WEBP" and width * height > MAX_WEBP_PIXELS:
+        raise _too_many_pixels(_millions(width * height), MAX_WEBP_PIXELS)
+    if min(width, height) < MIN_SIDE:
+        least = f"each side must have at least {MIN_SIDE}"
+        raise BadFile(f"it has {width} × {height} pixels; {least}")
+    if image.format in ("JPEG", "MPO") and (scans := count_scans(path)) > MAX_SCANS:
+        raise BadFile(f"it is a JPEG of {scans} scans; {MAX_SCANS} are the most")
+
+
+def _too_many_pixels(found: str, most: int) -> BadFile:
+    return BadFile(f"it has {found} pixels; {_millions(most)} are the most")
 
 
 def _millions(pixels: int) -> str:
     return f"{pixels / 1e6:.0f} million"
 
 
-def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
-    """The parts of `image`, picture `index` of its job, that `framing` asks for.
+def decode(image: Image.Image, framing: Framing, places: Sequence[float]) -> Decoded:
+    """The parts of `image` that `framing` asks for, each at one of `places`, 0 … 1 of its way.
 
     Lets go of the decoded picture. Raises whatever the decoder raises.
     """
+    kind = image.format or ""
     width, height = image.size
     changes = _made_plain(image)
     wanted = int(framing.longest * _REDUCING_GAP)
@@ -127,7 +168,7 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
     # Where the file says how the camera was held.
     small.info = image.info
     reduced = (extent[0] / factor, extent[1] / factor)
-    places = _distinct(framing, index, reduced, raster)
+    places = _distinct(places, reduced, raster)
     wide = upright[0] * size[1] > upright[1] * size[0]
     reverse = orientation in (_FROM_THE_RIGHT if wide else _FROM_BELOW)
     boxes = [_box(reduced, raster, 1 - place if reverse else place) for place in places]
@@ -138,9 +179,10 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
         changes.append("upscaled")
     parts = [small.resize(raster, Image.Resampling.LANCZOS, box=box) for box in boxes]
     image.close()
-    whole = small.reduce(max(1, max(small.size) // (2 * _WHOLE)))
-    whole.thumbnail((_WHOLE, _WHOLE))
+    whole = small.reduce(max(1, max(small.size) // (2 * WHOLE_SIDE)))
+    whole.thumbnail((WHOLE_SIDE, WHOLE_SIDE))
     return Decoded(
+        format=kind,
         parts=tuple(_upright(part, small.info) for part in parts),
         cuts=tuple(cut_at(upright, size, place) for place in places),
         whole=_upright(whole, small.info),
@@ -150,7 +192,7 @@ def decode(image: Image.Image, framing: Framing, index: int) -> Decoded:
     )
 
 
-def _made_plain(image: Image.Image) -> list[Change]:
+def _made_plain(image: Image.Image) -> "list[Change]":
     """What is done to a picture before it is cut, so that it is one upright RGB picture."""
     found: dict[Change, bool] = {
         "rotated": _orientation(image) != _UPRIGHT,
@@ -178,11 +220,8 @@ def _moves(image: Image.Image) -> bool:
         return True
 
 
-def _distinct(
-    framing: Framing, index: int, extent: tuple[float, float], size: Size
-) -> tuple[float, ...]:
+def _distinct(places: Sequence[float], extent: tuple[float, float], size: Size) -> Sequence[float]:
     """The places of the parts; one where a part has no way to be moved."""
-    places = framing.places(index)
     return places if _box(extent, size, 0.0) != _box(extent, size, 1.0) else places[:1]
 
 

@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from worker.contract.parameters import TrainingParameters
-from worker.training.sampler import generator
+# The process that decodes pictures imports this module, and is to be there soon.
+if TYPE_CHECKING:
+    from worker.contract.parameters import TrainingParameters
 
 #: Parts of a picture that are encoded where it is cropped at random; one of them is shown in each
 #: pass. With mirror images there are twice as many.
@@ -18,9 +18,6 @@ _COARSEST_STEP = 64
 
 #: Longest side of a bucket, as a multiple of the resolution.
 _LONGEST = 2
-
-#: The middle, as a share of the way that a part can be moved.
-_MIDDLE = 0.5
 
 #: Width and height, pixels.
 Size = tuple[int, int]
@@ -67,24 +64,13 @@ class Framing:
         ratio = math.log(width / height)
         return min(self.sizes, key=lambda size: abs(math.log(size[0] / size[1]) - ratio))
 
-    def places(self, index: int) -> tuple[float, ...]:
-        """Where the parts of picture `index` lie, 0 … 1 of the way that they can be moved.
-
-        One lies in the middle. Of several, each lies at random in a stretch of its own, so that
-        they cover the picture.
-        """
-        if self.crops == 1:
-            return (_MIDDLE,)
-        random = torch.rand(self.crops, generator=generator(self.seed, "crops", index))
-        return tuple((k + float(one)) / self.crops for k, one in enumerate(random))
-
 
 def square(resolution: int) -> Framing:
     """The largest square in the middle."""
     return Framing(((resolution, resolution),))
 
 
-def framing_of(rules: TrainingParameters, seed: int) -> Framing:
+def framing_of(rules: "TrainingParameters", seed: int) -> Framing:
     """How a job asks for its pictures to be cut."""
     one = ((rules.resolution, rules.resolution),)
     sizes = bucket_sizes(rules.resolution) if rules.aspect_ratio_buckets else one

@@ -1,24 +1,26 @@
 """Untrusted picture files become tensors, or a sentence that says what is wrong with them."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from worker.contract.dataset import Change
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
 from worker.training.appearance import marks, sharpness, write_thumbnail
-from worker.training.decoding import FORMATS, TooManyPixels, decode, opened
+from worker.training.decoder_process import DecoderProcess
+from worker.training.decoding import BadFile, Decoded, decode_file
 from worker.training.framing import Cut, Framing, square
+from worker.training.places import places
 
-#: Smallest side of a picture that is trained on, pixels.
-MIN_SIDE = 16
+#: What makes a file's parts of it; raises `BadFile`.
+Decode = Callable[[str, Framing, Sequence[float]], Decoded]
 
 #: Bad pictures that an error message names.
 _NAMED = 5
@@ -59,6 +61,8 @@ class BadPicture:
 class Pictures:
     """A job's pictures, read one at a time: the pixels of a thousand of them are gigabytes.
 
+    They are decoded in a process of their own, which no other job's pictures ever come to.
+
     Attributes:
         good, bad: those found until now, in the job's order.
     """
@@ -89,17 +93,18 @@ class Pictures:
 
         Raises:
             JobError: `INVALID_IMAGE`, after the last one: a picture is bad and the job wants none
-                left out, or all are.
+                left out, or all are. `TRAINING_FAILED`: nothing can be decoded here.
         """
-        for file in self._files:
-            found = read_picture(file, self._framing, self._thumbnails)
-            if isinstance(found, BadPicture):
-                self.bad.append(found)
-                continue
-            self.good.append(found[0])
-            # A job that is lost reads on, so that its sender hears of every bad picture at once.
-            if not self._lost:
-                yield found
+        with DecoderProcess() as decoder:
+            for file in self._files:
+                found = read_picture(file, self._framing, self._thumbnails, decoder.decode)
+                if isinstance(found, BadPicture):
+                    self.bad.append(found)
+                    continue
+                self.good.append(found[0])
+                # A job that is lost reads on: its sender hears of every bad picture at once.
+                if not self._lost:
+                    yield found
         if self._lost or not self.good:
             raise self._refusal()
 
@@ -123,30 +128,22 @@ def thumbnail_name(file: ImageFile) -> str:
 
 
 def read_picture(
-    file: ImageFile, framing: Framing, thumbnails: Path | None = None
+    file: ImageFile,
+    framing: Framing,
+    thumbnails: Path | None = None,
+    decode: Decode = decode_file,
 ) -> tuple[Picture, torch.Tensor] | BadPicture:
     """Read one file: the picture and its pixels, fp32 in [-1, 1]; or what is wrong.
 
     The pixels are `[3, H, W]`; `[K, 3, H, W]` where K different parts of it are wanted.
     """
     try:
-        with opened(file.path) as image:
-            kind = image.format or ""
-            width, height = image.size
-            if min(width, height) < MIN_SIDE:
-                few = f"it has {width} × {height} pixels; each side must have at least {MIN_SIDE}"
-                return BadPicture(file, few)
-            found = decode(image, framing, file.index)
-        with Path(file.path).open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-            size = content.tell()
-    except UnidentifiedImageError:
-        return BadPicture(file, f"it is not a picture in one of the formats {', '.join(FORMATS)}")
-    except TooManyPixels as error:
+        found = decode(file.path, framing, places(framing, file.index))
+    except BadFile as error:
         return BadPicture(file, str(error))
-    except Exception as error:
-        # Decoders meet strangers' bytes and raise whatever they like; all of it means one thing.
-        return BadPicture(file, f"it is damaged or cut off ({type(error).__name__})")
+    with Path(file.path).open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+        size = content.tell()
     if thumbnails is not None:
         write_thumbnail(found.whole, thumbnails / thumbnail_name(file))
     pixels = [_pixels(part) for part in found.parts]
@@ -155,7 +152,7 @@ def read_picture(
         digest,
         found.width,
         found.height,
-        format=kind,
+        format=found.format,
         bytes=size,
         changes=found.changes,
         cuts=found.cuts,

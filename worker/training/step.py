@@ -15,12 +15,14 @@ from worker.training.adapter_weights import AdapterWeights
 from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
 from worker.training.conditioning import Conditions
-from worker.training.objective import NoiseSchedule, sample_losses
+from worker.training.families.family import Schedule as NoiseLaw
+from worker.training.objective import sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
+from worker.training.prior import Prior
 from worker.training.ranks import ALONE, Ranks
 from worker.training.recording import RecordedPass
-from worker.training.sampler import Sample, derived_seed, draw, step_samples
+from worker.training.sampler import Companions, Sample, derived_seed, draw, step_samples
 from worker.training.validation import Validation
 
 
@@ -34,6 +36,8 @@ class Trainee:
         step: optimizer steps done, skipped ones included.
         validation: what was seen of it on fixed pictures.
         text_encoder: where it is trained too; then captions are encoded at each step.
+        along: previews drawn along the way, as PNG files: by step, then by place among the pairs of
+            prompts and seeds.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
     """
@@ -48,6 +52,7 @@ class Trainee:
     step: int = 0
     validation: Validation = field(default_factory=Validation)
     text_encoder: Any = None
+    along: dict[int, dict[int, bytes]] = field(default_factory=dict)
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
 
@@ -72,20 +77,34 @@ class Lesson:
 
     Attributes:
         held_out: pictures that are not trained on. trained: the others, by bucket.
+        prior: with prior preservation, the pictures of the class, which are not among those.
     """
 
     dataset: Dataset
-    schedule: NoiseSchedule
+    schedule: NoiseLaw
     prediction_type: str
     parameters: TrainingParameters
     plan: Plan
     seed: int
     compile_cache: Path | None = None
     held_out: tuple[int, ...] = ()
+    prior: Prior | None = None
     trained: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trained = self.dataset.by_bucket(without=self.held_out)
+        of_class = self.companions.pictures if self.companions else ()
+        self.trained = self.dataset.by_bucket(without={*self.held_out, *of_class})
+
+    @property
+    def companions(self) -> Companions | None:
+        """What goes beside each picture of a step, if anything does."""
+        return self.prior.companions if self.prior else None
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """sha256 of the pictures that came with the job: what a checkpoint belongs to."""
+        made = self.prior.made if self.prior else 0
+        return self.dataset.sha256[: len(self.dataset.sha256) - made]
 
 
 def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
@@ -94,8 +113,12 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     Each micro-batch weighs as much as it has samples, so a shorter last group counts right and
     4 × 1 equals 1 × 4.
     """
-    batches = step_samples(lesson.plan, lesson.seed, trainee.step, lesson.trained)
-    samples, device = sum(len(batch) for batch in batches), trainee.losses.device
+    batches = step_samples(
+        lesson.plan, lesson.seed, trainee.step, lesson.trained, lesson.companions
+    )
+    # What is beside a picture counts with it: both losses are means over the pictures.
+    samples = sum(len(batch) for batch in batches) // lesson.plan.samples_each
+    device = trainee.losses.device
     loss = torch.zeros((), device=device)
     with trainee.ranks.together():
         for number, batch in trainee.ranks.share(batches):
@@ -136,7 +159,7 @@ def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
             sample,
             seed=lesson.seed,
             latent_shape=data.bucket_of(sample.picture).latent_shape,
-            timesteps=len(lesson.schedule),
+            timesteps=lesson.schedule.choose,
             flip=rules.random_flip,
             caption_dropout_rate=rules.caption_dropout_rate,
             crops=data.crops,
@@ -157,16 +180,19 @@ def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor
     )
     noisy = lesson.schedule.add_noise(latents, noise, timesteps)
     conditions = batch.conditions(data, trainee.text_encoder)
-    prediction = predict(trainee, noisy, timesteps, conditions)
+    prediction = predict(trainee, noisy, lesson.schedule.told(timesteps), conditions)
     target = lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps)
     weights = lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma)
-    return sample_losses(prediction, target, weights)
+    losses = sample_losses(prediction, target, weights)
+    if lesson.prior is None:
+        return losses
+    return losses * lesson.prior.weights[batch.bucket][batch.indices[0]]
 
 
 def predict(
     trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
 ) -> torch.Tensor:
-    """What the UNet says of `[B, 4, h, w]` at `[B]`, in the job's precision.
+    """What the denoiser says of `[B, C, h, w]` when told `[B]`, in the job's precision.
 
     Only a base in full precision is autocast: one in half precision has no weight to be cast, and
     autocast would compute its norms and their inputs in fp32.
@@ -175,6 +201,6 @@ def predict(
     full = dtype not in (torch.float16, torch.bfloat16)
     with trainee.accelerator.autocast() if full else nullcontext():
         answer: torch.Tensor = trainee.unet(
-            noisy.to(dtype), timesteps, **conditions.arguments(dtype), return_dict=False
+            noisy.to(dtype), timestep=timesteps, **conditions.arguments(dtype), return_dict=False
         )[0]
     return answer

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from collections.abc import Iterable
 
 #: How a secret begins that is given in base64.
 SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix
@@ -34,10 +35,36 @@ def signature_headers(
         timestamp_seconds: Unix time of this try.
         body: the bytes that are sent.
     """
-    signed = b".".join((message_id.encode(), str(timestamp_seconds).encode(), body))
-    digest = hmac.new(key, signed, hashlib.sha256).digest()
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp_seconds),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+        "webhook-signature": _signature(key, message_id, timestamp_seconds, body),
     }
+
+
+def is_signature(
+    given: str,
+    keys: Iterable[bytes],
+    *,
+    message_id: str,
+    timestamp_seconds: int,
+    body: bytes,
+) -> bool:
+    """Whether `given`, one or more signatures with spaces between them, has one by a key of `keys`.
+
+    Takes the same time wherever signatures differ.
+    """
+    expected = [_signature(key, message_id, timestamp_seconds, body).encode() for key in keys]
+    # All are compared, so that time does not say which one it was.
+    same = [
+        hmac.compare_digest(signature.encode("utf-8", "replace"), good)
+        for signature in given.split(" ")
+        for good in expected
+    ]
+    return any(same)
+
+
+def _signature(key: bytes, message_id: str, timestamp_seconds: int, body: bytes) -> str:
+    signed = b".".join((message_id.encode(), str(timestamp_seconds).encode(), body))
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"

@@ -11,6 +11,7 @@ import pytest
 from tests.fixtures.servers import drip, raw_answer, raw_server
 from tests.fixtures.tls import server_context
 from worker.storage import images
+from worker.storage.bucket_list import BucketList
 from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem, caption_key
 from worker.storage.s3 import S3Store
 from worker.storage.store import ObjectStore, ObjectUrl, StoreUnavailable
@@ -31,6 +32,7 @@ def fetcher(store: ObjectStore, **changes: Any) -> ImageFetcher:
     settings: dict[str, Any] = {
         "s3": store,
         "gs_as_s3": False,
+        "buckets": BucketList((), own_bucket="results"),
         "https_hosts": (),
         "allow_files": False,
         "max_bytes": 1000,
@@ -123,6 +125,22 @@ def test_gs_addresses_are_read_at_the_s3_endpoint_where_one_is_set(
     problem = one(fetcher(s3_store).fetch([(url, None)], folder))
     assert "gs://" in problem.reason
     assert not problem.transient
+
+
+def test_only_what_the_operator_allows_is_read_from_the_store(
+    s3_store: S3Store, s3_bucket: str, folder: Path
+) -> None:
+    """The picture and the text beside it: no other bucket, no other folder, no way around."""
+    put(s3_store, s3_bucket, "train/1.jpg", b"1")
+    put(s3_store, s3_bucket, "others/1.jpg", b"secret")
+    listed = BucketList([f"{s3_bucket}/train/"], own_bucket="results")
+    tricks = ("others/1.jpg", "train/../others/1.jpg", "train/%2e%2e/others/1.jpg", "/train/1.jpg")
+    urls = [f"s3://{s3_bucket}/{key}" for key in ("train/1.jpg", *tricks)]
+    got, *refused = fetcher(s3_store, buckets=listed).fetch([(url, None) for url in urls], folder)
+    assert isinstance(got, FetchedImage)
+    assert [type(one) for one in refused[:2]] == [ImageProblem] * 2
+    assert all(isinstance(one, ImageProblem) and not one.transient for one in refused)
+    assert b"secret" not in b"".join(path.read_bytes() for path in folder.iterdir())
 
 
 class Flaky:

@@ -238,6 +238,7 @@ def test_a_job_over_its_time_limit_fails_with_the_step_it_reached(site):
         ({"DEFAULT_BASE_MODEL": "sd99"}, "DEFAULT_BASE_MODEL 'sd99'"),
         ({"WEBHOOK_BASE_URL": "http://elsewhere.example"}, "WEBHOOK_BASE_URL"),
         ({"WEBHOOK_ALLOWED_HOSTS": "http://a b"}, "WEBHOOK_ALLOWED_HOSTS"),
+        ({"IMAGE_ALLOWED_BUCKETS": "media/train"}, "IMAGE_ALLOWED_BUCKETS"),
         ({"WEBHOOK_SIGNING_SECRET": "whsec_***"}, "WEBHOOK_SIGNING_SECRET"),
         ({"RABBITMQ_PORT": "many"}, "RABBITMQ_PORT"),
         ({"ENVIRONMENT": "production", "INTERNAL_API_TOKEN": ""}, "INTERNAL_API_TOKEN"),

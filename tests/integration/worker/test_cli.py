@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,9 +38,18 @@ def test_version_prints_the_version():
     assert (answer.returncode, answer.stdout) == (0, __version__ + "\n")
 
 
-def test_schema_prints_the_published_schema():
-    answer = lora_worker("schema")
-    assert json.loads(answer.stdout)["$defs"]["TrainingJob"]["required"]
+@pytest.mark.parametrize(
+    ("options", "published"),
+    [
+        ([], "contract.schema.json"),
+        (["--format", "json-schema"], "contract.schema.json"),
+        (["--format", "asyncapi"], "contract.asyncapi.json"),
+        (["--format", "openapi"], "contract.openapi.json"),
+    ],
+)
+def test_schema_prints_the_published_document(options, published):
+    answer = lora_worker("schema", *options)
+    assert answer.stdout == (Path("docs") / published).read_text()
 
 
 def test_validate_says_that_a_job_is_valid(site, job_file):

@@ -1,6 +1,7 @@
 """Both message shapes become one job; what is wrong is named, all of it at once."""
 
 import json
+import time
 
 import pytest
 
@@ -69,6 +70,45 @@ def test_a_body_without_any_id_is_known_by_a_digest_that_ignores_key_order():
 def test_images_may_be_objects_with_captions():
     job = parse({**FLAT, "image_urls": [{"url": "s3://b/a.jpg", "caption": "a red hat"}]}).job
     assert job.images[0].caption == "a red hat"
+
+
+@pytest.mark.parametrize("envelope", [False, True])
+def test_pictures_of_the_class_stand_beside_the_images(envelope):
+    fields = {
+        **{"style_id": 1, "image_urls": ["s3://b/a.jpg"]},
+        "class_images": ["s3://b/c.jpg", {"url": "s3://b/d.jpg", "caption": "a house"}],
+        "parameters": {"prior_preservation": True, "class_prompt": "a building"},
+    }
+    body = {"type": "model_training", "data": fields} if envelope else fields
+    job = parse_message(json.dumps(body).encode()).job
+    assert job.wanted_images == [
+        ("s3://b/a.jpg", None),
+        ("s3://b/c.jpg", "a building"),
+        ("s3://b/d.jpg", "a house"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "field", "says"),
+    [
+        ({}, "class_images", "send it as true"),
+        (
+            {"with_prior_preservation": True, "class_prompt": "x", "num_class_images": 7},
+            "parameters.num_class_images",
+            "send one of them",
+        ),
+        ({"class_images": ["s3://b/c.jpg"]}, "parameters.class_images", "beside them"),
+    ],
+)
+def test_what_is_said_of_the_class_and_has_no_effect_is_refused(rules, field, says):
+    body = {
+        **{"style_id": 1, "image_urls": ["s3://b/a.jpg"], "parameters": rules},
+        **({} if "class_images" in rules else {"class_images": ["s3://b/c.jpg"] * 2}),
+    }
+    with pytest.raises(InvalidJob) as caught:
+        parse_message(json.dumps(body).encode())
+    assert [name for name, _ in caught.value.problems] == [field]
+    assert says in caught.value.problems[0][1]
 
 
 def test_unknown_fields_outside_parameters_are_ignored_and_named():
@@ -199,3 +239,70 @@ def test_a_template_is_filled_with_trigger_and_tags():
     }
     assert parse(message).job.template_caption() == "a picture in sks style, ink, paper"
     assert parse(FLAT).job.template_caption() == ""
+
+
+HUGE = {
+    "pictures": {"image_urls": ["s3://b/a.jpg"] * 300_000},
+    "pictures that are none": {"image_urls": ["x"] * 800_000},
+    "tags that are none": {"tags": [[]] * 1_200_000},
+    "modules that are none": {"parameters": {"target_modules": [[]] * 1_200_000}},
+    "prompts that are none": {"parameters": {"validation_prompts": [[]] * 1_200_000}},
+    "parameters": {"parameters": {f"p{n}": 1 for n in range(300_000)}},
+    "one name": {"parameters": {"a" * 3_000_000: 1}},
+    "a type": {"type": "x" * 4_000_000},
+    "digits": {"seed": 1, "style_id": 10**4000},
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_a_message_of_megabytes_is_refused_in_a_moment_and_a_few_words(what):
+    body = json.dumps({**FLAT, **HUGE[what]}).encode()
+    began = time.process_time()
+    with pytest.raises(InvalidJob) as caught:
+        parse_message(body)
+    assert time.process_time() - began < 3
+    assert len(caught.value.message) <= 4000
+
+
+def test_fields_that_are_ignored_are_named_in_a_few_words():
+    many = {f"field {n}\x1b[31m" + "x" * 500: 1 for n in range(5_000)}
+    named = parse({**FLAT, **many}).ignored_fields
+    assert len(named) == 21
+    assert named[-1] == "and 4980 more"
+    assert all(name.isprintable() and len(name) <= 64 for name in named)
+
+
+@pytest.mark.parametrize("depth", [63, 64, 900, 200_000])
+def test_how_deep_a_body_may_be_does_not_depend_on_who_reads_it(depth):
+    body = json.dumps(FLAT)[:-1].encode() + b', "x": ' + b"[" * depth + b"]" * depth + b"}"
+    if depth == 63:
+        assert parse_message(body).ignored_fields == ("x",)
+    else:
+        with pytest.raises(InvalidJob, match=r"nested more than 64 deep|not JSON"):
+            parse_message(body)
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31mred", "two\nlines", "\ud800", "\x9b31m", "\u202etxt", "nul\x00"]
+)
+def test_what_a_stranger_wrote_is_said_again_without_control_characters(text):
+    body = json.dumps({**FLAT, "parameters": {text: 1}, "type": text}).encode()
+    with pytest.raises(InvalidJob) as caught:
+        parse_message(body)
+    assert caught.value.message.isprintable()
+    caught.value.message.encode()
+
+
+@pytest.mark.parametrize(("given", "id_"), [(7, "7"), (0, "0")])
+def test_a_number_may_be_an_id(given, id_):
+    assert parse({**FLAT, "job_id": given}).job.job_id == id_
+
+
+def test_true_is_no_id():
+    assert "job_id" in problems({**FLAT, "job_id": True})
+
+
+def test_a_key_that_no_database_holds_is_not_told_to_anybody():
+    with pytest.raises(InvalidJob) as caught:
+        parse({**FLAT, "style_id": 2**63})
+    assert caught.value.style_id is None

@@ -112,6 +112,15 @@ def test_a_model_without_a_part_its_weights_or_its_variant_is_not_whole(model):
     assert missing(entry, folder) == ["text_encoder_2/ is missing"]
 
 
+def test_a_model_may_be_without_t5_but_not_have_half_of_it(model):
+    entry, folder = model
+    index = {"unet": ["diffusers", "X"], "text_encoder_3": ["t", "Y"], "tokenizer_3": ["t", "Z"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "P", **index}))
+    assert missing(entry, folder) == []
+    (folder / "text_encoder_3").mkdir()
+    assert missing(entry, folder) == ["text_encoder_3/*.safetensors is missing"]
+
+
 def test_the_digest_changes_with_every_byte_of_the_weights(model):
     entry, folder = model
     before = digest(entry, folder)
@@ -132,3 +141,18 @@ def test_a_model_of_the_hub_is_found_in_its_cache_by_revision(model, tmp_path, m
     assert folder_of(entry) == cached / "snapshots" / "abc"
     assert folder_of(entry.model_copy(update={"revision": "abc"})) == cached / "snapshots" / "abc"
     assert folder_of(entry.model_copy(update={"revision": "def"})) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "buckets", "found"),
+    [("production", "", ["warning"]), ("production", "media", []), ("development", "", [])],
+)
+def test_in_production_a_message_that_may_name_any_bucket_is_worth_a_word(
+    monkeypatch, environment, buckets, found
+):
+    monkeypatch.setenv("ENVIRONMENT", environment)
+    monkeypatch.setenv("INTERNAL_API_TOKEN", "token")
+    monkeypatch.setenv("IMAGE_ALLOWED_BUCKETS", buckets)
+    findings = fitness.pictures(load_settings())
+    assert [one.verdict for one in findings] == found
+    assert all("IMAGE_ALLOWED_BUCKETS" in one.sentence for one in findings)

@@ -10,10 +10,11 @@ import pytest
 
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.job import parse_message
+from worker.contract.job import TrainingJob, parse_message
 from worker.contract.pipe import FinishedEvent, OutputFile, StopCommand
 from worker.jobs.record import CheckpointPointer, JobRecord
 from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.storage.bucket_list import BucketList
 from worker.storage.images import ImageFetcher
 from worker.storage.local import LocalStore
 from worker.storage.store import ObjectUrl
@@ -32,8 +33,8 @@ class Told:
 class FinishingSlot:
     """A trainer slot whose job ends at once; `then` happens just before."""
 
-    def __init__(self, folder, then=lambda: None):
-        self.folder, self.then = folder, then
+    def __init__(self, then=lambda: None, *, named=None):
+        self.then, self.named = then, named
 
     def trainer(self):
         return self
@@ -41,7 +42,7 @@ class FinishingSlot:
     def train(self, command, on_event, *, should_stop, time_limit_seconds):
         self.command, resumed = command, command.resume_from
         self.resumed = Path(resumed).read_bytes() if resumed else None
-        path = self.folder / "lora_weights.safetensors"
+        path = self.named or Path(command.output_dir) / "lora_weights.safetensors"
         path.write_bytes(b"weights")
         self.then()
         return FinishedEvent(
@@ -70,6 +71,7 @@ def stages(store):
     fetcher = ImageFetcher(
         s3=store,
         gs_as_s3=False,
+        buckets=BucketList((), own_bucket="results"),
         https_hosts=(),
         allow_files=True,
         max_bytes=10_000,
@@ -116,16 +118,41 @@ def test_a_job_without_a_resolution_is_trained_at_that_of_its_base_model(
     stages, store, tmp_path, family, side
 ):
     base = BaseModelEntry(name="tiny", location="x", family=family)
-    slot = FinishingSlot(tmp_path)
+    slot = FinishingSlot()
     stages.train(replace(claimed(store, tmp_path), base_model=base), slot)
     assert slot.command.parameters.resolution == side
     assert slot.command.base_model.family == family
 
 
+def test_pictures_of_the_class_are_fetched_beside_the_others_and_handed_over_apart(
+    stages, store, tmp_path
+):
+    plain = claimed(store, tmp_path, images=("a.jpg", "b.jpg"))
+    for name in ("c.jpg", "d.jpg"):
+        (tmp_path / name).write_bytes(b"of the class")
+    (tmp_path / "a.txt").write_text("what is beside it")
+    (tmp_path / "c.txt").write_text("what is beside it")
+    job = plain.job.model_dump() | {
+        "class_images": [
+            {"url": (tmp_path / "c.jpg").as_uri()},
+            {"url": (tmp_path / "d.jpg").as_uri(), "caption": "a house"},
+        ],
+        "parameters": {"with_prior_preservation": True, "class_prompt": "a building"},
+    }
+    both = replace(plain, job=TrainingJob.model_validate(job))
+    slot = FinishingSlot()
+    stages.train(both, slot)
+    images, of_class = slot.command.images, slot.command.class_images
+    assert [image.caption for image in images] == ["what is beside it", ""]
+    assert [image.caption for image in of_class] == ["a building", "a house"]
+    assert [image.index for image in (*images, *of_class)] == [0, 1, 2, 3]
+    assert Path(of_class[0].path).read_bytes() == b"of the class"
+
+
 def test_a_trained_adapter_is_stored_even_while_the_worker_drains(stages, store, tmp_path):
     told = Told("drain")
     job = claimed(store, tmp_path, told)
-    assert isinstance(run(stages, job, FinishingSlot(tmp_path, told.now.set)), FinishedEvent)
+    assert isinstance(run(stages, job, FinishingSlot(told.now.set)), FinishedEvent)
     assert outputs(store, job) == ["jobs/j/output/000001/lora_weights.safetensors"]
 
 
@@ -133,7 +160,7 @@ def test_a_canceled_job_uploads_nothing(stages, store, tmp_path):
     told = Told("cancel")
     job = claimed(store, tmp_path, told)
     with pytest.raises(Interrupted):
-        run(stages, job, FinishingSlot(tmp_path, told.now.set))
+        run(stages, job, FinishingSlot(told.now.set))
     assert outputs(store, job) == []
 
 
@@ -141,18 +168,24 @@ def test_a_draining_worker_begins_nothing(stages, store, tmp_path):
     told = Told("drain")
     told.now.set()
     with pytest.raises(Interrupted):
-        run(stages, claimed(store, tmp_path, told), FinishingSlot(tmp_path))
+        run(stages, claimed(store, tmp_path, told), FinishingSlot())
 
 
 def test_a_file_that_changes_on_the_way_is_not_stored_as_good(stages, store, tmp_path, mocker):
     job = claimed(store, tmp_path)
-    slot = FinishingSlot(
-        tmp_path, lambda: (tmp_path / "lora_weights.safetensors").write_bytes(b"changed")
-    )
+    written = job.folder / "outputs" / "lora_weights.safetensors"
+    slot = FinishingSlot(lambda: written.write_bytes(b"changed"))
     with pytest.raises(JobError) as caught:
         run(stages, job, slot)
     assert caught.value.code is ErrorCode.UPLOAD_FAILED
     assert caught.value.transient
+
+
+def test_a_file_outside_of_the_jobs_folder_is_never_stored(stages, store, tmp_path):
+    job = claimed(store, tmp_path)
+    with pytest.raises(JobError, match="outside of the job's folder"):
+        run(stages, job, FinishingSlot(named=tmp_path / "credentials"))
+    assert outputs(store, job) == []
 
 
 def test_each_picture_comes_with_its_caption_and_where_that_is_from(stages, store, tmp_path):
@@ -169,7 +202,7 @@ def test_each_picture_comes_with_its_caption_and_where_that_is_from(stages, stor
         "tags": ["ink"],
     }
     job = replace(claimed(store, tmp_path), job=parse_message(json.dumps(message).encode()).job)
-    slot = FinishingSlot(tmp_path)
+    slot = FinishingSlot()
     stages.train(job, slot)
     assert [(image.caption, image.caption_source) for image in slot.command.images] == [
         ("sent with zkw", "message"),
@@ -181,7 +214,7 @@ def test_each_picture_comes_with_its_caption_and_where_that_is_from(stages, stor
 def test_a_full_disk_is_said_with_its_numbers(stages, store, tmp_path, mocker):
     mocker.patch("worker.jobs.stages.shutil.disk_usage", return_value=mocker.Mock(free=2**20))
     with pytest.raises(JobError, match="1 MiB free and needs 512") as caught:
-        run(stages, claimed(store, tmp_path), FinishingSlot(tmp_path))
+        run(stages, claimed(store, tmp_path), FinishingSlot())
     assert caught.value.transient
 
 
@@ -203,7 +236,7 @@ def test_a_checkpoint_that_a_slow_owner_replaced_meanwhile_is_looked_up_again(
     newer = stored_checkpoint(store, job, 1, 4)
     job.record.point_to(newer, job.checkpoint[1])
     store.delete(ObjectUrl.parse(gone.url))
-    slot = FinishingSlot(tmp_path)
+    slot = FinishingSlot()
     run(stages, job, slot)
     assert slot.resumed == b"step 4"
 
@@ -213,7 +246,7 @@ def test_a_checkpoint_that_is_nowhere_costs_the_steps_and_not_the_job(stages, st
     gone = stored_checkpoint(store, job, 1, 2)
     job.checkpoint = (gone, job.record.point_to(gone, None))
     store.delete(ObjectUrl.parse(gone.url))
-    slot = FinishingSlot(tmp_path)
+    slot = FinishingSlot()
     run(stages, job, slot)
     assert slot.resumed is None
 
@@ -224,7 +257,7 @@ def test_pictures_that_were_fetched_ahead_are_not_fetched_again(stages, store, t
     ahead.mkdir()
     job.fetched = stages.fetch_ahead(job.job, ahead, lambda: False)
     fetch = mocker.spy(stages.fetcher, "fetch")
-    assert isinstance(run(stages, job, FinishingSlot(tmp_path)), FinishedEvent)
+    assert isinstance(run(stages, job, FinishingSlot()), FinishedEvent)
     assert fetch.call_count == 0
 
 
@@ -238,4 +271,4 @@ def test_a_picture_that_cannot_be_fetched_ahead_is_judged_when_the_job_is_ours(
     job.fetched = stages.fetch_ahead(job.job, ahead, lambda: False)
     assert job.fetched is None
     with pytest.raises(JobError, match=r"b\.jpg"):
-        run(stages, job, FinishingSlot(tmp_path))
+        run(stages, job, FinishingSlot())

@@ -8,12 +8,17 @@ import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+import pika
 import pytest
+import requests
 import structlog
 
+from tests.canaries import CANARIES, leaks
 from worker.observability.logging import configure_logging, job_context
+from worker.settings import load_settings
+from worker.storage.s3 import connect
 
 #: With characters that JSON, Python and addresses each escape in their own way.
 SECRET = 'p"a\\s/s wörd+&%'
@@ -43,7 +48,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
     config = structlog.get_config()
     pika = logging.getLogger("pika")
     pika_level = pika.level
-    pika.setLevel(logging.NOTSET)  # the broker room silences it
+    pika.setLevel(logging.WARNING)  # else it is silenced
     yield Lines(capsys)
     pika.setLevel(pika_level)
     root.handlers[:], sys.excepthook, threading.excepthook = kept[0], kept[2], kept[3]
@@ -171,6 +176,13 @@ def test_libraries_speak_from_warning_on_and_are_named(lines: Lines) -> None:
     assert lines.rows[0]["event"] == "trouble with it"
 
 
+def test_pika_is_silent_unless_somebody_has_set_its_level(lines: Lines) -> None:
+    logging.getLogger("pika").setLevel(logging.NOTSET)
+    configure_logging("DEBUG", "json")
+    logging.getLogger("pika.adapters").error("a lost connection, in many lines")
+    assert lines.rows == []
+
+
 def test_an_uncaught_exception_is_a_redacted_line(lines: Lines) -> None:
     configure_logging("INFO", "json", [TOKEN])
 
@@ -229,3 +241,67 @@ def test_configuring_again_does_not_double_the_lines(lines: Lines) -> None:
     structlog.get_logger().info("unwanted")
     structlog.get_logger().error("once")
     assert [row["event"] for row in lines.rows] == ["once"]
+
+
+def test_a_line_has_an_end_whatever_a_stranger_sent(lines: Lines) -> None:
+    configure_logging("INFO", "json")
+    log = structlog.get_logger()
+    log.warning("long", text="x" * 1_000_000, fields=["f"] * 1_000_000, at="the end")
+    log.warning("deep", nested={"a": {"b": ["x" * 1_000_000]}})
+    try:
+        raise RuntimeError("x" * 1_000_000)
+    except RuntimeError:
+        log.exception("failed")
+    assert all(len(line) < 61_000 for line in lines.text.splitlines())
+    long, deep, failed = lines.rows
+    assert long["text"].endswith("… (1000000 characters)")
+    assert (len(long["fields"]), long["fields"][-1], long["at"]) == (
+        101,
+        "and 999900 more",
+        "the end",
+    )
+    assert (deep["event"], deep["characters"] > 1_000_000) == ("log_line_too_long", True)
+    assert deep["begins"].startswith('{"nested"')
+    assert failed["exception"].startswith("Traceback")
+
+
+def test_what_a_stranger_sent_forges_no_line_and_commands_no_terminal(lines: Lines) -> None:
+    evil = "a\n2026-01-01 [info] all is well\x1b[2J\x9b31m\u202e"
+    configure_logging("INFO", "json")
+    structlog.get_logger().warning("said", text=evil)
+    assert len(lines.text.splitlines()) == 1
+    assert lines.rows[0]["text"] == evil
+    before = len(lines.text)
+    configure_logging("INFO", "console")
+    structlog.get_logger().warning("said", text=evil)
+    written = lines.text[before:]
+    assert written.count("\n") == 1
+    assert written.removesuffix("\n").isprintable()
+
+
+def test_the_libraries_at_their_loudest_show_no_secret(
+    lines: Lines, s3_server: Any, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**CANARIES, "AWS_ACCESS_KEY_ID": "somebody"}.items():
+        monkeypatch.setenv(name, value)
+    configure_logging("DEBUG", "json", load_settings().secret_values)
+    loud = [logging.getLogger(name) for name in ("pika", "botocore", "boto3", "urllib3")]
+    levels = [one.level for one in loud]
+    try:
+        for one in loud:
+            one.setLevel(logging.DEBUG)
+        client = connect(endpoint_url=s3_server.endpoint_url)
+        client.list_buckets()
+        password, url = quote(CANARIES["RABBITMQ_PASSWORD"], safe=""), urlsplit(rabbitmq_url)
+        login = f"{url.scheme}://nobody:{password}@{url.hostname}:{url.port}/"
+        with pytest.raises(pika.exceptions.AMQPConnectionError):
+            pika.BlockingConnection(pika.URLParameters(login))
+        with pytest.raises(requests.RequestException):
+            requests.get(f"http://{quote(CANARIES['HF_TOKEN'])}.invalid/", timeout=1)
+    finally:
+        for one, level in zip(loud, levels, strict=True):
+            one.setLevel(level)
+    text = lines.text
+    assert {"botocore", "pika", "urllib3"} <= {row["logger"].split(".")[0] for row in lines.rows}
+    assert "[redacted]" in text
+    assert leaks({"log": text.encode()}) == []

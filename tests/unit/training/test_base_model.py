@@ -1,6 +1,7 @@
 """A base model is whole and fits together, or the job says what is wrong with it."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,35 @@ def test_a_base_model_that_is_not_whole_is_never_trained_on(copied, damage, says
     assert str(copied) not in caught.value.message
 
 
+class Payload:
+    """A pickle that runs a program when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside safetensors"])
+def test_a_pickle_among_the_weights_is_never_opened(copied, tmp_path, part, alone):
+    mark, file = tmp_path / "it ran", weights(copied, part)
+    names = ("diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt", "weights.pt")
+    for name in names:
+        (file.parent / name).write_bytes(pickle.dumps(Payload(mark)))
+    if alone:
+        file.unlink()
+        with pytest.raises(JobError) as caught:
+            load(copied)
+        assert caught.value.code is ErrorCode.BASE_MODEL_UNAVAILABLE
+    else:
+        load(copied)
+    assert not mark.exists()
+    pickle.loads((file.parent / names[0]).read_bytes())
+    assert mark.exists(), "the payload would have been seen"
+
+
 def test_weights_under_the_names_of_older_files_are_whole(copied):
     """Stable Diffusion 1.5's own files spell attention and text encoder so."""
     plain = load(copied)
@@ -146,7 +176,7 @@ def test_a_full_gpu_is_not_taken_for_a_missing_base_model(
 ):
     """torch's error is a RuntimeError, as many a loading error is."""
     mocker.patch(
-        "worker.training.base_model.load_unet",
+        "worker.training.base_model.load_denoiser",
         side_effect=torch.OutOfMemoryError("CUDA out of memory"),
     )
     with pytest.raises(JobError) as caught:

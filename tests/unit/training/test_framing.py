@@ -19,6 +19,7 @@ from worker.training.framing import (
     square,
 )
 from worker.training.images import BadPicture, read_picture
+from worker.training.places import places
 
 
 @pytest.mark.parametrize("resolution", [64, 72, 128, 256, 320, 512, 768, 1024, 2048])
@@ -52,16 +53,17 @@ def test_a_picture_goes_to_the_bucket_of_the_nearest_ratio_upright_or_lying():
 def test_without_buckets_there_is_the_square_alone():
     assert framing_of(TrainingParameters(), seed=1) == Framing(((512, 512),), 1, seed=1)
     assert square(512).size_for(1920, 1080) == (512, 512)
-    assert square(512).places(3) == (0.5,)
+    assert places(square(512), 3) == (0.5,)
 
 
 def test_random_parts_cover_the_picture_and_repeat():
     framing = framing_of(TrainingParameters(center_crop=False), seed=1)
-    places = framing.places(3)
-    assert len(places) == RANDOM_CROPS == 4
-    assert all(k / 4 <= place <= (k + 1) / 4 for k, place in enumerate(places))
-    assert framing.places(3) == places != framing.places(4)
-    assert framing_of(TrainingParameters(center_crop=False), seed=2).places(3) != places
+    found = places(framing, 3)
+    assert len(found) == RANDOM_CROPS == 4
+    assert all(k / 4 <= place <= (k + 1) / 4 for k, place in enumerate(found))
+    assert places(framing, 3) == found != places(framing, 4)
+    other = framing_of(TrainingParameters(center_crop=False), seed=2)
+    assert places(other, 3) != found
 
 
 def ramp(tmp_path, width, height) -> ImageFile:

@@ -1,0 +1,34 @@
+"""A copy of a message carries its headers on, as long as they leave room for ours."""
+
+import pytest
+from pika.spec import BasicProperties
+
+from worker.broker.delivery import MAX_HEADERS_BYTES, Delivery
+
+
+def kept(headers):
+    delivery = Delivery(0, 1, 1, "q", b"", None, headers, False, None, 0.0)
+    return delivery.kept_headers()
+
+
+OURS = {"x-lora-job-id": "a", "traceparent": "00-1-2-01", "x-lora-tries": 3}
+
+
+def test_headers_are_carried_on_but_for_what_the_broker_writes_itself():
+    theirs = {"x-tenant": "t", "list": [1, {"a": None}], "x-death": [{"queue": "q"}]}
+    assert kept({**OURS, **theirs}) == {**OURS, "x-tenant": "t", "list": [1, {"a": None}]}
+
+
+@pytest.mark.parametrize(
+    "stuffing",
+    [
+        {"x-stuffing": "x" * 130_000},
+        {f"x-{n}": n for n in range(5_000)},
+        {"x-lora-stuffing": "x" * 130_000},
+        {"nested": {"a": ["x" * 40_000]}},
+    ],
+)
+def test_headers_that_leave_no_room_are_left_behind(stuffing):
+    found = kept({**OURS, **stuffing})
+    assert found == OURS
+    assert sum(map(len, BasicProperties(headers=found).encode())) < MAX_HEADERS_BYTES
