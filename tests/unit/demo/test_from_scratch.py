@@ -76,7 +76,9 @@ def test_white_latents_are_decoded_as_before():
 
 def course(folder, steps=6):
     torch.manual_seed(0)
-    return Course({"layer": nn.Linear(4, 4)}, Schedule(0.1, steps, warmup=2), folder / "state.pt")
+    return Course(
+        {"layer": nn.Linear(4, 4)}, Schedule(0.1, steps, warmup=2), folder / "state.safetensors"
+    )
 
 
 def run(course, until=None):

@@ -52,7 +52,7 @@ def train_autoencoder(work: Path, steps: int, say: Say) -> Any:
     torch.manual_seed(0)
     vae: Any = autoencoder().to(memory_format=torch.channels_last)
     schedule = Schedule(peak=2e-3, steps=steps)
-    course = Course({"vae": vae}, schedule, work / "autoencoder.pt", decay=0.998)
+    course = Course({"vae": vae}, schedule, work / "autoencoder.safetensors", decay=0.998)
     _learn(course, vae, say)
     finished = course.averages["vae"]
     whiten(finished, as_input(draw_pool(WHITENED, seed=3)))

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 #: Optimizer steps between two lines of the log, and between two checkpoints.
@@ -67,7 +67,7 @@ class Course:
         )
         self.step = 0
         if checkpoint.exists():
-            self._load(torch.load(checkpoint, weights_only=True))
+            self._load(load_file(checkpoint))
 
     def run(
         self, loss_of: Callable[[int], torch.Tensor], say: Say, show: Callable[[], None]
@@ -113,22 +113,37 @@ class Course:
             torch._foreach_lerp_(average, _data(module.parameters()), 1 - decay)
 
     def _save(self) -> None:
-        state = {
-            "step": self.step,
-            "optimizer": self._optimizer.state_dict(),
-            **{f"module.{name}": module.state_dict() for name, module in self.modules.items()},
-            **{f"average.{name}": module.state_dict() for name, module in self.averages.items()},
-        }
+        state = {"step": torch.tensor(self.step)}
+        for kind, modules in (("module", self.modules), ("average", self.averages)):
+            for name, module in modules.items():
+                for key, values in module.state_dict().items():
+                    state[f"{kind}.{name}.{key}"] = values.contiguous()
+        for number, weight in enumerate(self._weights):
+            for key, values in self._optimizer.state[weight].items():
+                state[f"optimizer.{number}.{key}"] = values.contiguous()
         aside = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, aside)
+        save_file(state, aside)
         aside.replace(self.checkpoint)
 
-    def _load(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self._optimizer.load_state_dict(state["optimizer"])
-        for name, module in self.modules.items():
-            module.load_state_dict(state[f"module.{name}"])
-            self.averages[name].load_state_dict(state[f"average.{name}"])
+    def _load(self, state: dict[str, torch.Tensor]) -> None:
+        self.step = int(state["step"])
+        for kind, modules in (("module", self.modules), ("average", self.averages)):
+            for name, module in modules.items():
+                module.load_state_dict(_within(state, f"{kind}.{name}."))
+        for number, weight in enumerate(self._weights):
+            kept = self._optimizer.state[weight]
+            for key, values in _within(state, f"optimizer.{number}.").items():
+                # The moments lie in memory as their weight does, or the fused step mixes them up.
+                alike = (
+                    torch.empty_like(weight, requires_grad=False)
+                    if values.shape == weight.shape
+                    else values
+                )
+                kept[key] = alike.copy_(values)
+
+
+def _within(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key[len(prefix) :]: values for key, values in state.items() if key.startswith(prefix)}
 
 
 def _data(weights: Iterable[nn.Parameter]) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ import numpy
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
@@ -50,7 +51,7 @@ def encode_scenes(vae: Any, work: Path, number: int) -> Path:
 
     The file has latents `[N, 8, 16, 16]` in half precision. What is there is not made again.
     """
-    path = work / f"scenes_{number:02d}.pt"
+    path = work / f"scenes_{number:02d}.safetensors"
     if not path.exists():
         scenes, latents = scenes_of(number), []
         for start in range(0, CHUNK, 50):
@@ -59,7 +60,7 @@ def encode_scenes(vae: Any, work: Path, number: int) -> Path:
             with torch.autocast("cpu", torch.bfloat16):
                 means = vae.encode(as_input(pictures)).latent_dist.mode()
             latents.append((means.float() * vae.config.scaling_factor).half())
-        torch.save(torch.cat(latents), path)
+        save_file({"latents": torch.cat(latents).contiguous()}, path)
     return path
 
 
@@ -72,7 +73,9 @@ def scenes_of(number: int) -> list[Scene]:
 def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPTokenizer, Any, Any]:
     """Train both or go on; the tokenizer and the finished text encoder and UNet."""
     numbers = range(SCENES // CHUNK)
-    latents = torch.cat([torch.load(encode_scenes(vae, work, number)) for number in numbers])
+    latents = torch.cat(
+        [load_file(encode_scenes(vae, work, number))["latents"] for number in numbers]
+    )
     scenes = [scene for number in numbers for scene in scenes_of(number)]
     say(
         f"{len(latents)} scenes, latents {latents.float().mean():.3f} ± {latents.float().std():.3f}"
@@ -84,7 +87,7 @@ def train_painter(vae: Any, work: Path, steps: int, say: Say) -> tuple[CLIPToken
     painter.set_attn_processor(AttnProcessor())  # fused attention is slow backwards on a CPU
     course = Course(
         {"unet": painter, "text": text}, Schedule(peak=1e-3, steps=steps, warmup=400),
-        work / "painter.pt", decay=0.9995,
+        work / "painter.safetensors", decay=0.9995,
     )  # fmt: skip
     kept = scheduler().alphas_cumprod
     known: dict[str, list[int]] = {}

@@ -41,7 +41,7 @@ def train_reader(
     width = text.config.hidden_size
     heads = nn.ModuleList(nn.Linear(2 * width, len(names)) for names in NAMES.values())
     schedule = Schedule(peak=1e-3, steps=STEPS, warmup=100)
-    course = Course({"text": text, "heads": heads}, schedule, work / "reader.pt")
+    course = Course({"text": text, "heads": heads}, schedule, work / "reader.safetensors")
     known: dict[str, list[int]] = {}
 
     def loss_of(step: int) -> torch.Tensor:
