@@ -8,7 +8,7 @@ RABBITMQ_SERVER := /usr/lib/rabbitmq/bin/rabbitmq-server
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak lint types check generate \
+.PHONY: help setup rabbitmq test-tools demo test test-gpu faults faults-full soak compose-check lint types check generate \
   fuzz audit sbom security-tools \
   bench bench-counted bench-gpu bench-startup bench-scaling bench-queue bench-consumers clean
 
@@ -34,12 +34,16 @@ endif
 demo: setup ## The main job on this machine: a message becomes an adapter and a webhook.
 	$(BIN)/lora-worker demo
 
-# Headless browser for the pages; Prometheus to check its rules and to scrape a worker.
+# Headless browser for the pages; Prometheus to check its rules and to scrape a worker. Tests that
+# render the Kubernetes manifests want a kubectl of 1.27 or newer, and are skipped without.
 test-tools:
 	@which chromium promtool >/dev/null || { \
 	  echo 'installing chromium and prometheus'; \
 	  $(SUDO) apt-get update -qq && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends chromium prometheus >/dev/null; }
+	@which kubectl >/dev/null || { \
+	  echo 'installing kubernetes-client'; \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends kubernetes-client >/dev/null; } || true
 
 test: setup test-tools ## Every test, on a real broker, a real store, real receivers and a real browser.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -49,6 +53,9 @@ faults: setup ## Every fault at every point of a job, then the journals; BROKER=
 
 faults-full: setup ## The same with the real trainer, which takes its time to start.
 	$(BIN)/python -m tests.faults --real-trainer $(CASES)
+
+compose-check: $(VENV)/.ready ## Twenty jobs through docker-compose.yml, one container killed and one paused; needs Docker.
+	$(BIN)/python -m tests.compose $(COMPOSE_CHECK)
 
 soak: setup ## JOBS=1000 through five workers with a random fault every few seconds.
 	$(BIN)/python -m tests.faults.soak --jobs $(or $(JOBS),1000)

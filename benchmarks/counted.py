@@ -15,16 +15,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from worker.contract.base_model import Family
-from worker.contract.parameters import TARGET_PRESETS, TrainingParameters
+from worker.contract.base_model import BaseModelEntry, Family
+from worker.contract.parameters import TARGET_PRESETS, TrainingParameters, for_base_model
 from worker.demo.tiny_base_model import random_autoencoder
-from worker.demo.tiny_families import random_family_unet
+from worker.demo.tiny_families import random_denoiser
 from worker.training.adapter import add_adapter, remove_adapter
 from worker.training.base_model import unet_of_same_weights
 from worker.training.conditioning import random_conditions
@@ -75,7 +74,7 @@ def step_work(
     """A forward and backward pass of the adapted UNet on one sample.
 
     Args:
-        family: whose published sizes the UNet has; 2.1 and XL base 1.0 of the newer ones.
+        family: whose published sizes it has; 2.1, XL base 1.0 and 3 medium of the newer ones.
         resolution: pixels.
         dtype: of the base.
         dropout: of the adapter.
@@ -84,8 +83,10 @@ def step_work(
         rules: other parameters of the job, such as its target modules.
     """
     with _META:
-        unet = random_family_unet(family, "full").requires_grad_(requires_grad=False).to(dtype)
-        add_adapter(unet, TrainingParameters(lora_dropout=dropout, **rules), seed=1)
+        unet = random_denoiser(family, "full").requires_grad_(requires_grad=False).to(dtype)
+        base = BaseModelEntry(name=family, location=family, family=family)
+        asked = for_base_model(TrainingParameters(lora_dropout=dropout, **rules), base)
+        add_adapter(unet, asked, seed=1)
         if not grouped:
             config = unet.peft_config["default"]
             remove_adapter(unet)
@@ -94,17 +95,17 @@ def step_work(
         unet.enable_gradient_checkpointing()
     unet.train()
 
-    inputs = _inputs(unet, resolution, dtype)
+    noisy, told = _inputs(unet, resolution, dtype)
 
     def passes() -> None:
         with _saved(unet, saved):
-            output = unet(**inputs, return_dict=False)[0]
+            output = unet(noisy, **told, return_dict=False)[0]
         output.float().square().mean().backward()
 
     saved: dict[int, int] = {}
     with _as_on_a_gpu():
         with torch.no_grad():
-            unet(**inputs)  # of a size that is new the masks' sizes are found out, once
+            unet(noisy, **told)  # of a size that is new the masks' sizes are found out, once
         gflop, kernels = _count(passes)
     return Work(gflop, kernels, sum(saved.values()) / 2**30)
 
@@ -121,7 +122,7 @@ def packed_work(
     With it is counted what brings their matrices together and their gradients apart.
     """
     with _META:
-        unet = random_family_unet("sd1", "full").requires_grad_(requires_grad=False).to(dtype)
+        unet = random_denoiser("sd1", "full").requires_grad_(requires_grad=False).to(dtype)
         shared = unet_of_same_weights(unet)
         job: Any = add_adapter(unet, TrainingParameters(lora_dropout=dropout), seed=1)
         shared.add_adapter(LoraConfig(r=1, target_modules=list(TARGET_PRESETS["attn"])), "default")
@@ -129,19 +130,20 @@ def packed_work(
     shared.requires_grad_(requires_grad=False).train()
     arithmetic = PackedArithmetic(shared)
     arithmetic.take([job] * jobs, [0] * jobs)
-    inputs = _inputs(shared, resolution, dtype)
-    inputs = {name: value.expand(jobs, *value.shape[1:]) for name, value in inputs.items()}
+    noisy, told = _inputs(shared, resolution, dtype)
+    told = {name: value.expand(jobs, *value.shape[1:]) for name, value in told.items()}
+    noisy = noisy.expand(jobs, *noisy.shape[1:])
 
     def passes() -> None:
         with _saved(shared, saved):
-            output = shared(**inputs, return_dict=False)[0]
+            output = shared(noisy, **told, return_dict=False)[0]
         output.float().square().mean().backward()
         arithmetic.give_back()
 
     saved: dict[int, int] = {}
     with _as_on_a_gpu():
         with torch.no_grad():
-            shared(**inputs)
+            shared(noisy, **told)
         gflop, kernels = _count(passes)
     return Work(gflop, kernels, sum(saved.values()) / 2**30)
 
@@ -155,14 +157,14 @@ def encoder_work(resolution: int = 512) -> Work:
     return Work(gflop, kernels, 0.0)
 
 
-def _inputs(unet: UNet2DConditionModel, resolution: int, dtype: torch.dtype) -> dict[str, Any]:
-    """The UNet's arguments for one sample."""
+def _inputs(unet: Any, resolution: int, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The denoiser's latents and other arguments for one sample."""
     side = resolution // 8
     with _META:
-        noisy = torch.empty(1, 4, side, side, dtype=dtype)
+        noisy = torch.empty(1, unet.config.in_channels, side, side, dtype=dtype)
         timesteps = torch.empty(1, dtype=torch.int64)
     told = random_conditions(family_of(unet.config), unet.config, torch.Generator())
-    return {"sample": noisy, "timestep": timesteps, **told.to(_META).arguments(dtype)}
+    return noisy, {"timestep": timesteps, **told.to(_META).arguments(dtype)}
 
 
 def _count(work: Callable[[], object]) -> tuple[float, int]:
@@ -173,7 +175,7 @@ def _count(work: Callable[[], object]) -> tuple[float, int]:
 
 
 @contextmanager
-def _saved(unet: UNet2DConditionModel, found: dict[int, int]) -> Iterator[None]:
+def _saved(unet: torch.nn.Module, found: dict[int, int]) -> Iterator[None]:
     """Note the size of each storage that is kept for the backward pass and is no weight."""
     weights = {weight.untyped_storage()._cdata for weight in unet.parameters()}
     kept = []
@@ -211,6 +213,7 @@ _BASE_MODELS: dict[str, tuple[Family, int]] = {
     "1.5, 512 px": ("sd1", 512),
     "2.1, 768 px": ("sd2", 768),
     "XL base 1.0, 1024 px": ("sdxl", 1024),
+    "3 medium, 1024 px": ("sd3", 1024),
 }
 
 
@@ -222,7 +225,7 @@ def _print_base_models() -> None:
     )
     for name, (family, side) in _BASE_MODELS.items():
         with _META:
-            weights = sum(w.numel() for w in random_family_unet(family, "full").parameters())
+            weights = sum(w.numel() for w in random_denoiser(family, "full").parameters())
         work = step_work(family=family, resolution=side, dropout=0.1)
         small = step_work(family=family, resolution=side, dropout=0.1, checkpointing=True)
         print(

@@ -45,7 +45,7 @@ Times = dict[str, list[tuple[float, float]]]
 
 def main() -> None:
     options = _options()
-    if options.child:
+    if options.child is not None:
         _serve_rounds(options)
         return
     on_gpu = torch.cuda.is_available()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import AliasChoices
 
 from worker.contract.asyncapi import asyncapi
@@ -74,6 +75,18 @@ def number(value: float) -> str:
     return "2^63 - 1" if value == 2**63 - 1 else f"{value:g}" if value < 1 else f"{value:,}"
 
 
+def _prometheus_rule(_: str) -> str:
+    """The alert rules as prometheus-operator takes them."""
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "lora-worker", "namespace": "lora-worker"},
+        "spec": yaml.safe_load(Path("config/prometheus/alerts.yml").read_text()),
+    }
+    text = yaml.safe_dump(rule, sort_keys=False, width=100)
+    return "# Made from config/prometheus/alerts.yml by `make generate`.\n" + text
+
+
 #: Path from the top, and how its text is made from the one that is there.
 GENERATED: dict[str, Callable[[str], str]] = {
     "config/worker.env.example": lambda _: env_example(),
@@ -82,6 +95,7 @@ GENERATED: dict[str, Callable[[str], str]] = {
     "docs/contract.openapi.json": document(openapi),
     "docs/contract.md": between_marks("parameters", parameters_table),
     "docs/settings.md": between_marks("settings", settings_table),
+    "config/kubernetes/components/monitoring/prometheus-rule.yaml": _prometheus_rule,
 }
 
 

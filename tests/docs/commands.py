@@ -48,8 +48,12 @@ TREATMENTS: dict[str, Treatment] = {
     r"make demo": RunBy(".ci/run", "make demo"),
     r"make test": RunBy(".ci/run", "make test"),
     r"([A-Z_]+=\S+ )*docker .*": NotRun(
-        "needs a Docker engine and images from a registry; the parts that it starts are started "
-        "without containers by tests/e2e/test_demo.py"
+        "needs a Docker engine and images from a registry; `make compose-check` runs the compose "
+        "file, and tests/unit/deploy/test_deployment_page.py holds what the commands name"
+    ),
+    r"kubectl .*": NotRun(
+        "needs a cluster; that the folders render and are valid is held by "
+        "tests/unit/deploy/test_manifests.py"
     ),
     r"\.venv/bin/lora-worker train .*": Run(
         says="trained 3 steps", stands_in={"epochs=100": "epochs=3"}, trains=True

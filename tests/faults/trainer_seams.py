@@ -45,7 +45,7 @@ def install(points: Failpoints) -> None:
         (loop, "optimizer_step", "step"),
         (job, "export_adapter", "export"),
         (job, "verify_adapter", "verify"),
-        (export, "_write_whole", "file"),
+        (export, "write_whole", "file"),
     ):
         _wrap(points, owner, name, lambda *_, point=point: point)
     _wrap(points, service.Service, "_say", _said)

@@ -90,7 +90,7 @@ class Consumer:
         self._ended = True
         self._accepting = True
         self._connection: BlockingConnection | None = None
-        self._last_session_at = self._seen_alive_at = 0.0
+        self._last_session_at = self._seen_alive_at = self._worked_at = 0.0
         self.connected = False
         self.beat_at = time.monotonic()
         self.generation = 0
@@ -153,6 +153,17 @@ class Consumer:
         """Time since the thread last went round; 0 before its start and once it is to end."""
         idle = self._thread.ident is None or self._closing.is_set()
         return 0.0 if idle else time.monotonic() - self.beat_at
+
+    @property
+    def working(self) -> bool:
+        """Whether a slot works, whatever became of its message."""
+        return any(slot.busy for slot in self._slots)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Time since a slot last worked; 0 while one does or while there is no session."""
+        busy = self.working or not self.connected
+        return 0.0 if busy else time.monotonic() - self._worked_at
 
     def message_count(self, queue: str) -> int | None:
         """Messages ready in a queue; None without a session, or where there is no such queue."""
@@ -250,8 +261,8 @@ class Consumer:
         connection = pika.BlockingConnection(self._parameters)
         try:
             self._declare_on(connection)
+            self._seen_alive_at = self._worked_at = time.monotonic()
             self._connection, self.connected = connection, True
-            self._seen_alive_at = time.monotonic()
             self.generation += 1
             metrics.BROKER_CONNECTED.labels(self._name).set(1)
             log.info("broker_connected", consumer=self._name, broker=str(self._address))
@@ -280,6 +291,8 @@ class Consumer:
         for slot in self._slots:
             free = self._accepting and not slot.busy
             slot.tend(connection, priority=self._priority(slot.index) if free else None)
+        if self.working:
+            self._worked_at = time.monotonic()
         return True
 
     def _after_session(self, reason: str) -> None:

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 not reproduced, 64 bad settings, 65 bad job, 69 no servic
 
 import typer
 
+from worker.cli.deletion_cost import deletion_cost
 from worker.cli.doctor import doctor
 from worker.cli.health import health, status
 from worker.cli.models import models_app
@@ -22,7 +23,7 @@ app = typer.Typer(
 )
 for verb in (
     *(run, train, reproduce, submit, validate, cancel, schema, demo, version),
-    *(doctor, health, status),
+    *(doctor, health, status, deletion_cost),
 ):
     app.command()(verb)
 app.add_typer(jobs_app, name="jobs")

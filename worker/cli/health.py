@@ -34,9 +34,8 @@ def status(as_json: _Json = False) -> None:
     typer.echo(json.dumps(answer, indent=2) if as_json else "\n".join(_lines(answer)))
 
 
-def _ask(settings: Settings, path: str) -> tuple[int, Any]:
-    if not settings.http_port:
-        complain("HTTP_PORT is not set: the worker answers nobody", EXIT_SETTINGS)
+def ask(settings: Settings, path: str) -> tuple[int, Any]:
+    """Status and JSON of a page of this machine's worker. Raises `OSError` if none answers."""
     address = _ANYWHERE.get(settings.http_address, settings.http_address)
     connection = http.client.HTTPConnection(address, settings.http_port, timeout=_SECONDS)
     try:
@@ -45,9 +44,18 @@ def _ask(settings: Settings, path: str) -> tuple[int, Any]:
         return answer.status, json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
         place = f"{address}:{settings.http_port}"
-        complain(f"no worker answers on {place}: {type(error).__name__}", EXIT_UNAVAILABLE)
+        raise OSError(f"no worker answers on {place}: {type(error).__name__}") from error
     finally:
         connection.close()
+
+
+def _ask(settings: Settings, path: str) -> tuple[int, Any]:
+    if not settings.http_port:
+        complain("HTTP_PORT is not set: the worker answers nobody", EXIT_SETTINGS)
+    try:
+        return ask(settings, path)
+    except OSError as error:
+        complain(str(error), EXIT_UNAVAILABLE)
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:

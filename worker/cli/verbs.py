@@ -30,8 +30,10 @@ from worker.contract.pipe import FinishedEvent
 from worker.contract.schema import json_schema
 from worker.jobs.assembly import catalogue_of
 from worker.jobs.fitness import refuse_to_start
+from worker.jobs.job_folder import sweep
 from worker.jobs.local_run import pictures_in, train_locally
 from worker.jobs.record import Result
+from worker.jobs.retirement import RunLimits
 from worker.jobs.supervisor import Supervisor
 from worker.observability.logging import configure_logging
 from worker.observability.progress_bar import ProgressBar
@@ -61,12 +63,22 @@ JobFile = Annotated[
 ]
 
 
-def run() -> None:
+def run(
+    max_jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="JOBS", help="End after so many jobs.")
+    ] = None,
+    exit_when_idle: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="End after so long without job and event."),
+    ] = None,
+) -> None:
     """Consume jobs until told to stop (SIGTERM drains, a second one ends at once)."""
     settings = settings_or_exit()
     configure_logging(settings.log_level, settings.log_format, settings.secret_values)
     try:
-        supervisor = Supervisor(settings)
+        limits = RunLimits(max_jobs=max_jobs, idle_seconds=exit_when_idle)
+        supervisor = Supervisor(settings, limits=limits)
+        sweep(settings.work_dir)  # a disk that the dead have filled is no reason to refuse
         refuse_to_start(settings)
         supervisor.install_signal_handlers()
         status = supervisor.run()

@@ -61,6 +61,7 @@ class LoraJobClient:
         tags: Sequence[str] = (),
         caption_template: str | None = None,
         parameters: Mapping[str, Any] | None = None,
+        class_images: Sequence[str | Mapping[str, str]] = (),
         job_id: str | None = None,
     ) -> str:
         """Have a style trained; returns the job's id.
@@ -73,6 +74,7 @@ class LoraJobClient:
             tags: words of the caption template.
             caption_template: caption of a picture without one.
             parameters: training parameters, by the contract's names.
+            class_images: like `images`, for prior preservation.
             job_id: the job's identity; one is made if None. The same id again is the same job, so
                 after `PublishFailed` it is safe to submit once more under one that you chose.
 
@@ -83,7 +85,8 @@ class LoraJobClient:
         given = {
             "job_id": job_id or new_job_id(),
             "style_id": style_id,
-            "image_urls": [item if isinstance(item, str) else dict(item) for item in images],
+            "image_urls": _plain(images),
+            "class_images": _plain(class_images) or None,
             "webhook_url": webhook_url,
             "trigger_word": trigger_word,
             "tags": list(tags),
@@ -167,3 +170,7 @@ class LoraJobClient:
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None and connection.is_open and self._process == os.getpid():
             connection.close()
+
+
+def _plain(images: Sequence[str | Mapping[str, str]]) -> list[str | dict[str, str]]:
+    return [item if isinstance(item, str) else dict(item) for item in images]

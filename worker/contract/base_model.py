@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-#: Kinds of base models that can be trained: Stable Diffusion 1.x, 2.x and XL.
-Family = Literal["sd1", "sd2", "sdxl"]
+#: Kinds of base models that can be trained: Stable Diffusion 1.x, 2.x, XL and 3.
+Family = Literal["sd1", "sd2", "sdxl", "sd3"]
 
 #: Side of the pictures that a family was made with, pixels.
-_RESOLUTION: dict[Family, int] = {"sd1": 512, "sd2": 768, "sdxl": 1024}
+_RESOLUTION: dict[Family, int] = {"sd1": 512, "sd2": 768, "sdxl": 1024, "sd3": 1024}
 
 
 class BaseModelEntry(BaseModel):

@@ -9,6 +9,9 @@ MAX_DEPTH = 64
 #: Longest name that is compared with the known ones, or shown; characters.
 MAX_NAME = 64
 
+#: Lists of pictures, and what they are called in a problem.
+_PICTURES = {"image_urls": "image_urls", "images": "image_urls", "class_images": "class_images"}
+
 #: Names in `parameters`, and items of a list other than the pictures', that are looked at: more
 #: than any may have, so that the rest only adds to what is wrong already.
 _MAX_PARAMETERS, _MAX_ITEMS = 200, 200
@@ -32,11 +35,11 @@ def is_deep(payload: Any) -> bool:
 def too_many(fields: dict[str, Any], max_images: int) -> list[tuple[str, str]]:
     """What there is too much of to be looked at one by one; `fields` keeps the beginning of it."""
     problems = []
-    for name in ("image_urls", "images"):
+    for name, shown in _PICTURES.items():
         images = fields.get(name)
         if isinstance(images, list) and len(images) > max_images:
             found = f"has {len(images)} pictures; at most {max_images} are allowed"
-            problems.append(("image_urls", found))
+            problems.append((shown, found))
             fields[name] = images[:max_images]
     parameters = fields.get("parameters")
     if isinstance(parameters, dict):

@@ -21,6 +21,13 @@ _MIN_PRODIGY_FACTOR = 0.1
 #: Options that only some optimizers have, with their defaults.
 _OF_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
+#: Options of prior preservation, with their defaults.
+OF_PRIOR = {"class_prompt": None, "prior_loss_weight": 1.0, "num_class_images": 100}
+
+#: What sides of pictures are multiples of where the denoiser takes patches of 2 × 2 latents; the
+#: longest side that it has places for; and the resolution at which buckets step by 8 pixels.
+_PATCH, _LONGEST_SIDE, _EIGHTHS = 16, 1536, 64
+
 #: A parameter and what is wrong with it beside another.
 Conflict = tuple[str, str]
 
@@ -86,17 +93,76 @@ def _text_encoder(values: Mapping[str, Any]) -> Iterable[Conflict]:
         )
 
 
+def _prior_preservation(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["with_prior_preservation"]:
+        if values["class_prompt"] is None:
+            yield (
+                "class_prompt",
+                "is missing: with_prior_preservation needs to know what the class is; send what "
+                "its pictures show",
+            )
+        return
+    for name, default in OF_PRIOR.items():
+        if values[name] != default:
+            yield (
+                name,
+                "has no effect without with_prior_preservation; send with_prior_preservation true, "
+                f"or no {name}",
+            )
+
+
+def _previews(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["preview_points"] and values["validation_prompts"] == ():
+        yield (
+            "preview_points",
+            "has no effect with an empty list of validation_prompts, which asks for no previews; "
+            "send prompts, or none of both",
+        )
+
+
 def base_model_conflicts(values: Mapping[str, Any], family: Family) -> list[Conflict]:
     """What of `values`, as for `conflicts`, cannot be with a base model of this family."""
-    if values["train_text_encoder"] and family == "sdxl":
-        return [
+    found = []
+    if values["train_text_encoder"] and family in ("sdxl", "sd3"):
+        found.append(
             (
                 "train_text_encoder",
-                "cannot be with this base model, which has two text encoders; send false, or "
+                "cannot be with this base model, which has several text encoders; send false, or "
                 "a base_model of Stable Diffusion 1.x or 2.x",
             )
-        ]
-    return []
+        )
+    return found + (list(_flow_matching(values)) if family == "sd3" else [])
+
+
+def _flow_matching(values: Mapping[str, Any]) -> Iterable[Conflict]:
+    if values["prediction_type"] is not None:
+        yield (
+            "prediction_type",
+            "cannot be chosen with this base model, which learns a flow; send none",
+        )
+    if values["snr_gamma"] is not None:
+        yield (
+            "snr_gamma",
+            "is for base models that predict noise or velocities, and this one learns a flow; send "
+            "none",
+        )
+    side, buckets = values["resolution"], values["aspect_ratio_buckets"]
+    if side % _PATCH:
+        yield "resolution", f"must be a multiple of {_PATCH} with this base model, found {side}"
+    longest, elongated = side, ""
+    if buckets:
+        longest, elongated = 2 * side, ", half of it with aspect_ratio_buckets"
+    if longest > _LONGEST_SIDE:
+        yield (
+            "resolution",
+            f"is {side}, and this base model takes pictures of at most {_LONGEST_SIDE} pixels"
+            f"{elongated}",
+        )
+    if buckets and side < 2 * _EIGHTHS:
+        yield (
+            "aspect_ratio_buckets",
+            f"needs a resolution of at least {2 * _EIGHTHS} with this base model",
+        )
 
 
 _RULES: tuple[Callable[[Mapping[str, Any]], Iterable[Conflict]], ...] = (
@@ -105,4 +171,6 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterable[Conflict]], ...] = (
     _warm_up,
     _dora,
     _text_encoder,
+    _prior_preservation,
+    _previews,
 )

@@ -13,7 +13,8 @@ from worker.contract.bounds import MAX_DEPTH, MAX_NAME, is_deep, too_many
 from worker.contract.captions import filled_template
 from worker.contract.errors import InvalidJob
 from worker.contract.other_names import document_other_names
-from worker.contract.parameters import TrainingParameters, held_out_count
+from worker.contract.parameters import TrainingParameters
+from worker.contract.picture_counts import picture_conflicts
 from worker.contract.sentences import sentence
 from worker.contract.text import printable
 
@@ -69,10 +70,8 @@ class ImageReference(BaseModel):
         return value
 
 
-_Pictures = Annotated[
-    list[Annotated[str, Field(max_length=4096, json_schema_extra=_ADDRESS)] | ImageReference],
-    Field(min_length=1),
-]
+_Picture = Annotated[str, Field(max_length=4096, json_schema_extra=_ADDRESS)] | ImageReference
+_Pictures = Annotated[list[_Picture], Field(min_length=1)]
 
 
 class TrainingJob(BaseModel):
@@ -96,6 +95,11 @@ class TrainingJob(BaseModel):
         validation_alias=AliasChoices("image_urls", "images"),
         description="The pictures: URLs, or objects with url and caption.",
     )
+    class_images: tuple[ImageReference, ...] = Field(
+        (),
+        description="Pictures of the class, for parameters.with_prior_preservation: URLs, or "
+        "objects with url and caption; the caption is class_prompt if there is none.",
+    )
     webhook_url: str | None = Field(
         None,
         max_length=_MAX_WEBHOOK_URL,
@@ -115,15 +119,25 @@ class TrainingJob(BaseModel):
 
     @field_validator("images", mode="before", json_schema_input_type=_Pictures)
     @classmethod
-    def _urls_are_references(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [{"url": item} if isinstance(item, str) else item for item in value]
-        return value
+    def _urls_are_images(cls, value: Any) -> Any:
+        return _references(value)
+
+    @field_validator("class_images", mode="before", json_schema_input_type=list[_Picture])
+    @classmethod
+    def _urls_are_class_images(cls, value: Any) -> Any:
+        return _references(value)
 
     @field_validator("webhook_url")
     @classmethod
     def _base_only(cls, value: str | None) -> str | None:
         return webhook_base(value) if value else None
+
+    @property
+    def wanted_images(self) -> list[tuple[str, str | None]]:
+        """Every picture to fetch and its caption, if it was sent: the images, then the class's."""
+        sent = [(image.url, image.caption) for image in self.images]
+        prompt = self.parameters.class_prompt
+        return sent + [(image.url, image.caption or prompt) for image in self.class_images]
 
     @property
     def seed(self) -> int:
@@ -135,6 +149,13 @@ class TrainingJob(BaseModel):
     def template_caption(self) -> str:
         """The caption of a picture that has none of its own; empty without trigger and tags."""
         return filled_template(self.caption_template, self.trigger_word, self.tags)
+
+
+def _references(value: Any) -> Any:
+    """A plain address is a picture without a caption."""
+    if isinstance(value, list | tuple):
+        return [{"url": item} if isinstance(item, str) else item for item in value]
+    return value
 
 
 def webhook_base(url: str) -> str:
@@ -199,11 +220,11 @@ def parse_message(
     except ValidationError as error:
         details = error.errors()
         # A list whose items are all refused is not also "empty".
-        lists = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
-        details = [d for d in details if d["type"] != "too_short" or d["loc"] not in lists]
+        refused = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
+        details = [d for d in details if d["type"] != "too_short" or d["loc"] not in refused]
         problems += [sentence(detail) for detail in details]
     if job is not None:
-        problems += _too_few_pictures(job)
+        problems += picture_conflicts(job.parameters, len(job.images), len(job.class_images))
     if problems or job is None:
         raise _invalid(problems, fields)
     return ParsedMessage(
@@ -212,19 +233,6 @@ def parse_message(
         ignored_fields=ignored,
         created_at=_moment(payload.get("created_at")),
     )
-
-
-def _too_few_pictures(job: TrainingJob) -> list[tuple[str, str]]:
-    """What cannot be had with so few pictures."""
-    rules, given = job.parameters, len(job.images)
-    if rules.validation_split and given == 1:
-        return [("parameters.validation_split", "holds out pictures, and there is 1; send 2")]
-    held_out = held_out_count(rules.validation_split, given)
-    if rules.train_batch_size <= given - held_out:
-        return []
-    of_them = f", of which {held_out} are held out" if held_out else ""
-    found = f"is {rules.train_batch_size} with {given} pictures{of_them}; send at most that many"
-    return [("parameters.train_batch_size", found)]
 
 
 def _moment(text: Any) -> datetime | None:

@@ -56,8 +56,17 @@ class BaseModelName(BaseModel):
     license: str | None = None
 
 
+class PreviewAt(BaseModel):
+    """A picture drawn with the adapter as it was after `step` optimizer steps."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    step: int
+    file: str
+
+
 class Preview(BaseModel):
-    """One prompt and seed, drawn without the adapter and with it: names of files."""
+    """One prompt and seed, drawn without the adapter, along the way and with it: names of files."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -65,6 +74,12 @@ class Preview(BaseModel):
     seed: int
     before: str
     after: str
+    along: tuple[PreviewAt, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """In the order of the training."""
+        return (self.before, *(picture.file for picture in self.along), self.after)
 
 
 class Manifest(BaseModel):
@@ -72,6 +87,9 @@ class Manifest(BaseModel):
 
     Attributes:
         inputs: what was trained on, in order. dataset: a row for every picture of the message.
+        class_pictures: with prior preservation, a row for each picture of the class.
+        class_pictures_made: whether these were drawn by the base model, and are again when this is
+            trained again.
         parameters: after defaults. plan and what was measured are in `metadata`.
         versions: of the libraries. environment: all that the adapter's bits depend on.
         stage_seconds: each stage that had ended when this was written.
@@ -86,6 +104,8 @@ class Manifest(BaseModel):
     trigger_word: str | None = None
     inputs: tuple[TrainedPicture, ...] = Field(min_length=1)
     dataset: tuple[PictureReport, ...] = ()
+    class_pictures: tuple[PictureReport, ...] = ()
+    class_pictures_made: bool = False
     parameters: dict[str, Any]
     seed: int
     base_model: BaseModelName

@@ -21,11 +21,12 @@ def company(parameters: TrainingParameters, base_model: BaseModelEntry) -> Hasha
     than one. None: a job that is always trained by itself.
 
     Alone are jobs that train more than the UNet's low-rank matrices (DoRA, the text encoder), that
-    have an optimizer which waits for the device or goes weight by weight (all but `adamw`), and
-    those whose pictures have several sizes.
+    have an optimizer which waits for the device or goes weight by weight (all but `adamw`), those
+    whose pictures have several sizes, and those of a base model that is no UNet.
     """
     if (
         parameters.optimizer != "adamw"
+        or base_model.family == "sd3"
         or parameters.use_dora
         or parameters.train_text_encoder
         or parameters.aspect_ratio_buckets
@@ -37,6 +38,7 @@ def company(parameters: TrainingParameters, base_model: BaseModelEntry) -> Hasha
         parameters.mixed_precision,
         parameters.train_batch_size,
         parameters.gradient_checkpointing,
+        parameters.with_prior_preservation,
         frozenset(parameters.target_modules),
         next(largest for largest in _RANK_CLASSES if parameters.rank <= largest),
     )

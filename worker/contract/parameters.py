@@ -1,6 +1,5 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -16,15 +15,31 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from worker.contract.base_model import BaseModelEntry
+from worker.contract.base_model import BaseModelEntry, Family
 from worker.contract.combinations import DEFAULT_LEARNING_RATE, base_model_conflicts, conflicts
 from worker.contract.errors import InvalidJob
 from worker.contract.other_names import document_other_names
 
-#: Named sets of linear layers of the UNet that get an adapter.
+#: Projections of the text in attention that joins text and picture.
+TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+#: Named sets of linear layers of the denoiser that get an adapter.
 TARGET_PRESETS: dict[str, tuple[str, ...]] = {
     "attn": ("to_q", "to_k", "to_v", "to_out.0"),
     "attn-mlp": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+}
+
+#: The same for families whose blocks have more of them, as in diffusers' scripts.
+_PRESETS_OF: dict[Family, dict[tuple[str, ...], tuple[str, ...]]] = {
+    "sd3": {
+        TARGET_PRESETS["attn"]: (*TARGET_PRESETS["attn"], *TEXT_STREAM),
+        TARGET_PRESETS["attn-mlp"]: (
+            *TARGET_PRESETS["attn-mlp"],
+            *TEXT_STREAM,
+            "ff_context.net.0.proj",
+            "ff_context.net.2",
+        ),
+    }
 }
 
 #: The names that `diffusers.optimization.get_scheduler` knows and that need no further arguments.
@@ -36,19 +51,6 @@ SchedulerName = Literal[
     "cosine_with_restarts",
     "polynomial",
 ]
-
-
-#: Names of options that other trainers have and this one does not, and what to do instead.
-NOT_OFFERED: dict[str, str] = dict.fromkeys(
-    (
-        *("with_prior_preservation", "prior_loss_weight", "class_prompt", "class_images"),
-        *("num_class_images", "class_data_dir"),
-    ),
-    "is not offered: there is no prior preservation; say in captions what is not the style, or "
-    "train fewer steps",
-) | {
-    "input_perturbation": "is not offered; noise_offset is",
-}
 
 
 _Layers = (
@@ -178,6 +180,28 @@ class TrainingParameters(BaseModel):
     keep_tokens: int = Field(
         0, ge=0, le=75, description="First tags that stay in place; needs shuffle_captions."
     )
+    with_prior_preservation: bool = Field(
+        False,
+        validation_alias=AliasChoices("with_prior_preservation", "prior_preservation"),
+        description="Beside each picture also train one of its class, so that the base keeps what "
+        "it knows of the class (DreamBooth).",
+    )
+    class_prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="What the pictures of the class show, without the trigger word.",
+    )
+    prior_loss_weight: float = Field(
+        1.0, gt=0, le=10, description="Weight of the loss on pictures of the class."
+    )
+    num_class_images: int = Field(
+        100,
+        ge=1,
+        le=1000,
+        description="Pictures of the class that the base model draws before the training, where "
+        "the message has no class_images.",
+    )
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
         None, description="What the UNet predicts; by default what the base model says."
     )
@@ -216,6 +240,13 @@ class TrainingParameters(BaseModel):
         ge=1,
         le=16,
         description="Previews of each of validation_prompts, one a seed.",
+    )
+    preview_points: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="How many times, evenly spaced, the first preview of up to 4 prompts is also "
+        "drawn along the way; by default up to 3 times where that takes little of the training.",
     )
     base_model: str | None = Field(
         None, max_length=100, description="Name in the catalogue; the operator's default if none."
@@ -305,16 +336,23 @@ def chosen_base_model(
         known = ", ".join(sorted(catalogue))
         what = f"{name!r} is not in this worker's catalogue; it has {known}"
         raise InvalidJob([("parameters.base_model", what)])
-    if found := base_model_conflicts(dict(parameters), entry.family):
+    if found := base_model_conflicts(dict(for_base_model(parameters, entry)), entry.family):
         raise InvalidJob([(f"parameters.{field}", what) for field, what in found])
     return entry
 
 
 def for_base_model(parameters: TrainingParameters, base: BaseModelEntry) -> TrainingParameters:
-    """`parameters`, where the job says no resolution with the base model's."""
-    if "resolution" in parameters.model_fields_set:
-        return parameters
-    return parameters.model_copy(update={"resolution": base.usual_resolution})
+    """`parameters` with what depends on the base model.
+
+    Where the job says no resolution it is the base model's, and a preset names the layers that it
+    has in this family.
+    """
+    update: dict[str, Any] = {}
+    if layers := _PRESETS_OF.get(base.family, {}).get(parameters.target_modules):
+        update["target_modules"] = layers
+    if "resolution" not in parameters.model_fields_set:
+        update["resolution"] = base.usual_resolution
+    return parameters.model_copy(update=update) if update else parameters
 
 
 def held_out_count(validation_split: float, pictures: int) -> int:
@@ -322,24 +360,3 @@ def held_out_count(validation_split: float, pictures: int) -> int:
     if not validation_split:
         return 0
     return min(max(1, round(validation_split * pictures)), pictures - 1)
-
-
-def canonical_parameter(name: str) -> str | None:
-    """The parameter that `name` names, itself or by an alias; none if it names none."""
-    for field_name, field in TrainingParameters.model_fields.items():
-        alias = field.validation_alias
-        if name in (alias.choices if isinstance(alias, AliasChoices) else (field_name,)):
-            return field_name
-    return None
-
-
-def nearest_parameter(name: str) -> str | None:
-    """The known parameter (or alias) spelled most like `name`, if any is close."""
-    known: list[str] = []
-    for field_name, field in TrainingParameters.model_fields.items():
-        alias = field.validation_alias
-        known += (
-            [str(c) for c in alias.choices] if isinstance(alias, AliasChoices) else [field_name]
-        )
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return close[0] if close else None

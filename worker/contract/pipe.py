@@ -46,6 +46,8 @@ class TrainCommand(_Line):
 
     Attributes:
         trainers_per_gpu: trainers that share each GPU's memory.
+        class_images: pictures of the class, for prior preservation; where there are none and the
+            parameters want it, the base model draws them.
         alone: not to be trained in one pass with other jobs.
         claim: how many times the job was taken up, this time included.
         earlier_seconds: the stages that have ended already; for the job's report.
@@ -58,6 +60,7 @@ class TrainCommand(_Line):
     seed: int
     base_model: BaseModelEntry
     images: list[ImageFile]
+    class_images: list[ImageFile] = []
     output_dir: str
     checkpoint_dir: str
     resume_from: str | None = None

@@ -5,7 +5,7 @@ import re
 from pydantic_core import ErrorDetails
 
 from worker.contract.bounds import MAX_NAME
-from worker.contract.parameters import NOT_OFFERED, canonical_parameter, nearest_parameter
+from worker.contract.parameter_names import NOT_OFFERED, canonical_parameter, nearest_parameter
 
 
 def sentence(detail: ErrorDetails) -> tuple[str, str]:

@@ -1,16 +1,19 @@
 """The demo's backend: what a product around the worker has and does before a job begins."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from worker.client.publishing import LoraJobClient
-from worker.demo.tiny_base_model import make_base_model
+from worker.demo.drawing_base import DRAWING_MODEL
+from worker.demo.hatched import CAPTION
+from worker.demo.scenes import SIDE
 
 #: The style that the demo trains.
 STYLE_ID = 10
 
-#: Pictures that the demo draws.
-PICTURES = 8
+#: Pictures that the demo draws: each shape, two of them twice.
+PICTURES = 10
 
 #: Buckets of the demo: one for the pictures, one for the results.
 MEDIA_BUCKET, RESULTS_BUCKET = "stylelicense-media", "stylelicense-models"
@@ -18,13 +21,28 @@ MEDIA_BUCKET, RESULTS_BUCKET = "stylelicense-media", "stylelicense-models"
 #: The base model's folder, beside the catalogue.
 MODEL_FOLDER = "base-model"
 
-#: Training parameters: small pictures, so that a CPU needs well under a minute.
-PARAMETERS = {"epochs": 8, "learning_rate": 1e-3, "resolution": 64, "mixed_precision": "no"}
+#: Training parameters: so few steps that two cores of a CPU need about a minute.
+PARAMETERS = {
+    "max_train_steps": 300,
+    "train_batch_size": 5,
+    "learning_rate": 3e-3,
+    "lr_scheduler": "cosine",
+    "lora_dropout": 0.0,
+    "caption_dropout_rate": 0.1,
+    "target_modules": [
+        *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+        *("proj_in", "proj_out", "conv1", "conv2"),
+    ],
+    "resolution": SIDE,
+    "mixed_precision": "no",
+    "validation_prompts": [CAPTION.format(shape=shape) for shape in ("star", "heart", "ring")],
+    "num_validation_images": 1,
+}
 
 
 def make_catalogue(folder: Path) -> Path:
-    """Make a small random base model in `folder`, and the catalogue that names it `demo`."""
-    make_base_model(folder / MODEL_FOLDER)
+    """Put the drawing model into `folder`, and beside it the catalogue that names it `demo`."""
+    shutil.copytree(DRAWING_MODEL, folder / MODEL_FOLDER, dirs_exist_ok=True)
     catalogue = folder / "base_models.toml"
     catalogue.write_text(f'[demo]\nlocation = "{MODEL_FOLDER}"\nfamily = "sd1"\n')
     return catalogue

@@ -221,6 +221,7 @@ def _journal_row(request: Received, reply: Reply) -> dict[str, Any]:
         "path": request.path,
         "headers": headers,
         "json": request.json,
+        "body": request.body.decode(errors="replace"),
         "status": reply.status,
     }
 

@@ -1,7 +1,8 @@
-"""The main job on one machine: broker, store, receiver and base model made on the fly.
+"""The main job on one machine: broker, store, receiver and pictures made on the fly.
 
-Publishes a job as a backend would, runs the real worker, shows its progress, and ends by loading
-the adapter back from the store with plain diffusers. The last line is one JSON object.
+Publishes a job as a backend would, runs the real worker, and shows its progress. Ends by loading
+the adapter back from the store with plain diffusers, and by measuring on samples whether the style
+was learned. The last line is one JSON object.
 """
 
 import contextlib
@@ -30,13 +31,18 @@ from worker.demo.backend import (
     publish,
     upload,
 )
-from worker.demo.pictures import draw_pictures
+from worker.demo.drawing_base import sheet
+from worker.demo.hatched import draw_hatched
+from worker.demo.learned import measure
 from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.receiver import Received, Receiver
 from worker.demo.s3_server import S3Server
 
 #: The demo's token; the receiver checks nothing, the journal shows that it arrived.
 TOKEN = "demo-token"  # noqa: S105 - a demo's
+
+#: Samples without the adapter, and with it, that the style is measured on.
+SAMPLES = 16
 
 #: The demo gives up after so many seconds.
 LIMIT_SECONDS = 300.0
@@ -48,8 +54,8 @@ def run_demo(output: Path) -> int:
     console = Console(stderr=True)
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as parts:
-        console.print("drawing pictures and a small random base model")
-        pictures = draw_pictures(output / "pictures", PICTURES)
+        console.print("drawing pictures of a style")
+        pictures = draw_hatched(output / "pictures", PICTURES)
         catalogue = make_catalogue(output)
 
         console.print("starting a broker, a store and a receiver")
@@ -72,20 +78,33 @@ def run_demo(output: Path) -> int:
             for problem in problems or [json.dumps(terminal[-1].json)]:
                 console.print(f"[red]{problem}")
             return 1
-        adapter_url = terminal[-1].json["model_url"]
-        adapter = output / "lora_weights.safetensors"
-        bucket, _, key = adapter_url.removeprefix("s3://").partition("/")
-        store.download_file(bucket, key, str(adapter))
+        complete = terminal[-1].json
+        adapter_url = complete["model_url"]
+        adapter = _download(store, adapter_url, output)
         scaling = load_back(output / MODEL_FOLDER, adapter)
+        report = _download(store, complete["metadata"]["report_url"], output)
+        for preview in complete["metadata"]["previews"]:
+            for name in ("before", "after"):
+                _download(store, preview[name], output / "previews")
+    console.print(f"drawing {SAMPLES} samples without the adapter and with it")
+    learned = measure(output / MODEL_FOLDER, adapter, pictures, SAMPLES)
+    sheet([*learned.before, *learned.after], SAMPLES).save(output / "samples.png")
 
     _print_journal(journal, console)
     console.print(f"adapter: {adapter_url} (copy: {adapter}), scaling {scaling}")
+    console.print(
+        f"style moved {learned.moved.style:.0%} of the way from the base to the pictures; the "
+        f"prompted shape is found in {learned.shapes:.0%} of the samples: {output / 'samples.png'}"
+    )
+    console.print(f"report: {report}", highlight=False)
     summary = {
         "adapter_url": adapter_url,
         "job_id": job_id,
         "progress_events": len(journal) - len(terminal),
         "terminal_events": len(terminal),
         "scaling": scaling,
+        "report": str(report),
+        "style": learned.figures(),
         "seconds": round(time.monotonic() - started, 1),
     }
     print(json.dumps(summary))
@@ -126,6 +145,15 @@ def load_back(model: Path, adapter: Path) -> float:
     if len(scales) != 1:
         raise ValueError(f"the adapter works at {sorted(scales)} instead of one scale")
     return float(scales.pop())
+
+
+def _download(store: Any, url: str, folder: Path) -> Path:
+    """Fetch `s3://bucket/key` into a folder; the file, by its own name."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    folder.mkdir(exist_ok=True)
+    path = folder / Path(key).name
+    store.download_file(bucket, key, str(path))
+    return path
 
 
 def _start_broker(parts: contextlib.ExitStack, output: Path) -> str:

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from worker.demo.backend import PICTURES, make_catalogue, publish, upload
-from worker.demo.pictures import draw_pictures
+from worker.demo.hatched import draw_hatched
 from worker.settings import load_settings
 from worker.storage.s3 import connect
 
@@ -32,7 +32,7 @@ def main() -> int:
         make_catalogue(arguments.models)
     store = connect(endpoint_url=settings.s3_endpoint_url)
     with tempfile.TemporaryDirectory() as folder:
-        pictures = draw_pictures(Path(folder), PICTURES)
+        pictures = draw_hatched(Path(folder), PICTURES)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:

@@ -1,6 +1,6 @@
 """A Stable Diffusion 1.x pipeline of the real classes, small and random, made in seconds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +131,12 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def small_tokenizer(**special: str) -> CLIPTokenizer:
-    """A byte-level BPE over `_WORDS`: any text has tokens, and different texts different ones."""
+def small_tokenizer(words: Sequence[str] = _WORDS, **special: str) -> CLIPTokenizer:
+    """A byte-level BPE over some words: any text has tokens, and different texts different ones."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
     merges: list[tuple[str, str]] = []
-    for word in _WORDS:
+    for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         left = pieces[0]
         for right in pieces[1:]:

@@ -1,10 +1,7 @@
 """One attempt at a claimed job: hold the lease, report progress, run the stages, tell the end."""
 
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from worker.jobs.conclusion import completed_result
 from worker.jobs.control import RunningJobs
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Order
+from worker.jobs.job_folder import job_folder
 from worker.jobs.lease_keeper import LeaseKeeper
 from worker.jobs.place import Turn
 from worker.jobs.progress import ProgressReporter
@@ -313,14 +311,3 @@ def _accept(order: Order, lease: Lease, etag: str) -> tuple[Lease, str]:
     accepted = written[1].last_modified.timestamp()
     lease = lease.model_copy(update={"accepted_at": accepted})
     return lease, order.record.renew(lease, etag)
-
-
-@contextmanager
-def job_folder(work_dir: Path) -> Iterator[Path]:
-    """A folder of the job's own, gone with it."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="job-", dir=work_dir))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -153,7 +153,14 @@ def _what_can_be_seen(style: StyleKeys, finished: FinishedEvent) -> dict[str, An
     if PREVIEW_SHEET in names:
         found["preview_grid_url"] = str(style.stable(PREVIEW_SHEET))
         found["previews"] = [
-            preview | {name: str(style.stable(preview[name])) for name in ("before", "after")}
+            preview
+            | {name: str(style.stable(preview[name])) for name in ("before", "after")}
+            | {
+                "along": [
+                    picture | {"file": str(style.stable(picture["file"]))}
+                    for picture in preview.get("along", [])
+                ]
+            }
             for preview in finished.metadata.get("previews", [])
         ]
     return found

@@ -13,10 +13,11 @@ from worker.contract.base_model import BaseModelEntry
 
 #: Parts of a model whose folder has no `model_index.json`; those that have weights.
 _PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-_WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae")
+_WEIGHTED = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet", "vae")
 
-#: Parts of a pipeline that no training needs.
+#: Parts of a pipeline that no training needs, and those that are used where they are there.
 _NOT_NEEDED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+_OPTIONAL = frozenset({"text_encoder_3", "tokenizer_3"})
 
 
 def folder_of(entry: BaseModelEntry) -> Path | None:
@@ -44,6 +45,8 @@ def missing(entry: BaseModelEntry, folder: Path) -> list[str]:
     for part in _parts(folder):
         place = folder / part
         if not place.is_dir():
+            if part in _OPTIONAL:
+                continue
             found.append(f"{part}/ is missing")
         elif part in _WEIGHTED and not _weights(place, entry.variant):
             kind = f"*.{entry.variant}.safetensors" if entry.variant else "*.safetensors"

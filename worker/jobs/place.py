@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from worker.jobs.quota import JobQuota
 from worker.jobs.sharing import AtTrainer, Trainee
 from worker.jobs.trainer_slot import TrainerSlot
 
@@ -35,6 +36,7 @@ class Place:
         ahead_seconds: another job is taken when a running one needs no longer than this; 0 to
             wait until the trainer has room.
         changed: called when another job may be taken.
+        quota: of all places together; without one, any number of jobs is taken.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Place:
         ahead_seconds: float,
         changed: Callable[[], None],
         slots: int = 1,
+        quota: JobQuota | None = None,
     ) -> None:
         self.trainer = trainer
+        self._quota = quota or JobQuota()
         self._slots, self._ahead_seconds, self._changed = slots, ahead_seconds, changed
         self._condition = threading.Condition()
         self._listening: int | None = None
@@ -69,6 +73,8 @@ class Place:
             has_room = self._at_trainer().has_room
             if not (self._looks_again() if has_room else self._looks_ahead()):
                 return None
+            if self._listening is None and not self._quota.reserve():
+                return None
             self._listening = slot
             return -len(self._training) if has_room else -self._slots
 
@@ -91,9 +97,11 @@ class Place:
                 return True
             # A job that has waited may turn out to be another kind than it was before.
             if self._training.pop(slot, None) is not None:
+                self._quota.wait_again()
                 self._waiting = slot
             if not self._at_trainer().may_begin(job):
                 return False
+            self._quota.begin()
             self._training[slot], self._waiting = job, None
             self._gave_back_at = None
             return True
@@ -179,6 +187,7 @@ class Place:
                 return
             if self._waiting == slot:
                 self._waiting = None
+                self._quota.give_back()
             self._condition.notify_all()
         self._changed()
 

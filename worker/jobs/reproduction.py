@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worker.contract.dataset import PictureReport
 from worker.contract.job import TrainingJob
 from worker.contract.manifest import MANIFEST_FILE, Manifest, TrainedPicture
 from worker.contract.pipe import FinishedEvent
@@ -52,37 +53,49 @@ class Comparison:
         return f"{found}, although versions, device and plan are the same"
 
 
+def pictures_sent(manifest: Manifest) -> list[TrainedPicture | PictureReport]:
+    """What was trained on and came with the message: the job's pictures, then those of the class.
+
+    Pictures of the class that the base model drew are drawn again.
+    """
+    if manifest.class_pictures_made:
+        return list(manifest.inputs)
+    return [*manifest.inputs, *(row for row in manifest.class_pictures if row.reason is None)]
+
+
 def pictures_by_hash(manifest: Manifest, folder: Path) -> list[Path]:
-    """The manifest's pictures in a folder and those below it, whatever their names.
+    """The pictures of `pictures_sent` in a folder and those below it, whatever their names.
 
     Raises:
         PicturesDiffer: some are not there.
     """
-    wanted = {picture.sha256 for picture in manifest.inputs}
+    sent = pictures_sent(manifest)
+    wanted = {picture.sha256 for picture in sent}
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and (digest := _sha256(path)) in wanted:
             found.setdefault(digest, path)
     missing = [
         f"{picture.source} (sha256 {picture.sha256[:12]}…) is not in {folder}"
-        for picture in manifest.inputs
+        for picture in sent
         if picture.sha256 not in found
     ]
     if missing:
         raise PicturesDiffer(missing)
-    return [found[picture.sha256] for picture in manifest.inputs]
+    return [found[picture.sha256] for picture in sent]
 
 
 def pictures_by_source(manifest: Manifest, fetcher: ImageFetcher, folder: Path) -> list[Path]:
-    """The manifest's pictures, fetched to an existing folder from where they came.
+    """The pictures of `pictures_sent`, fetched to an existing folder from where they came.
 
     Raises:
         PicturesDiffer: some are not there any more, or are others now.
     """
     # A caption is given, so that none is looked for beside the picture.
-    wanted = [(picture.source, picture.caption) for picture in manifest.inputs]
+    sent = pictures_sent(manifest)
+    wanted = [(picture.source, picture.caption) for picture in sent]
     paths, problems = [], []
-    for picture, item in zip(manifest.inputs, fetcher.fetch(wanted, folder), strict=True):
+    for picture, item in zip(sent, fetcher.fetch(wanted, folder), strict=True):
         if not isinstance(item, FetchedImage):
             problems.append(f"{picture.source} {item.reason}")
         elif item.sha256 != picture.sha256:
@@ -95,20 +108,22 @@ def pictures_by_source(manifest: Manifest, fetcher: ImageFetcher, folder: Path) 
 
 
 def job_of(manifest: Manifest, pictures: list[Path]) -> TrainingJob:
-    """The job that the manifest is of, on local copies of its pictures.
+    """The job that the manifest is of, on local copies of the pictures of `pictures_sent`.
 
     Raises:
         pydantic.ValidationError: this version does not know what it asks for.
     """
     images = [
         {"url": path.resolve().as_uri(), "caption": picture.caption}
-        for picture, path in zip(manifest.inputs, pictures, strict=True)
+        for picture, path in zip(pictures_sent(manifest), pictures, strict=True)
     ]
+    count = len(manifest.inputs)
     return TrainingJob.model_validate(
         {
             "job_id": manifest.job_id,
             "style_id": manifest.style_id,
-            "image_urls": images,
+            "image_urls": images[:count],
+            "class_images": images[count:],
             "trigger_word": manifest.trigger_word,
             "parameters": manifest.parameters
             | {"seed": manifest.seed, "base_model": manifest.base_model.name},
@@ -135,7 +150,9 @@ def _adapters(files: Mapping[str, str]) -> dict[str, str]:
 def _circumstances(before: Manifest, now: Manifest) -> tuple[str, ...]:
     def of(one: Manifest) -> dict[str, Any]:
         plan = one.metadata.get("plan", {})
+        of_class = "".join(picture.sha256 for picture in one.class_pictures)
         return {**one.environment, **one.versions} | {
+            "class pictures": hashlib.sha256(of_class.encode()).hexdigest()[:12],
             "precision": one.metadata.get("mixed_precision"),
             "jobs in a pass": one.metadata.get("packing", {}).get("mean_company", 1.0),
             **{name.replace("_", " "): plan.get(name) for name in _PLAN},
@@ -149,7 +166,7 @@ def _circumstances(before: Manifest, now: Manifest) -> tuple[str, ...]:
     )
 
 
-def _changed(picture: TrainedPicture, sha256: str) -> str:
+def _changed(picture: TrainedPicture | PictureReport, sha256: str) -> str:
     return f"{picture.source} has changed (sha256 {sha256[:12]}…, then {picture.sha256[:12]}…)"
 
 

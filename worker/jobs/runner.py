@@ -11,7 +11,7 @@ from worker.contract.errors import ErrorCode, InvalidJob
 from worker.contract.events import ProgressBody
 from worker.contract.packing import company
 from worker.contract.parameters import for_base_model
-from worker.jobs.attempt import Attempts, Ended, job_folder
+from worker.jobs.attempt import Attempts, Ended
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.decide import (
     Claim,
@@ -26,6 +26,7 @@ from worker.jobs.decide import (
 )
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.intake import Intake, Order
+from worker.jobs.job_folder import job_folder
 from worker.jobs.place import Turn
 from worker.jobs.record import JobRecord, Lease, Result
 from worker.jobs.sharing import Trainee

@@ -105,7 +105,7 @@ class StageRunner:
             log.info("pictures_not_fetched_ahead", reason=str(error))
             return None
         pictures = [image for image in found if not isinstance(image, ImageProblem)]
-        return pictures if len(pictures) == len(job.images) else None
+        return pictures if len(pictures) == len(job.wanted_images) else None
 
     def train(self, claimed: Claimed, slot: TrainerSlot) -> FinishedEvent | StoppedEvent:
         """All stages up to the files of the trained adapter, which lie in the job's folder.
@@ -152,7 +152,7 @@ class StageRunner:
         if problems:
             raise JobError(
                 ErrorCode.IMAGE_DOWNLOAD_FAILED,
-                f"{len(problems)} of {len(job.images)} pictures could not be downloaded: "
+                f"{len(problems)} of {len(job.wanted_images)} pictures could not be downloaded: "
                 + "; ".join(f"{p.url}: {p.reason}" for p in problems[:5])
                 + ("; …" if len(problems) > 5 else "")
                 + ".",
@@ -163,8 +163,7 @@ class StageRunner:
     def _fetch(
         self, job: TrainingJob, folder: Path, should_stop: Callable[[], bool]
     ) -> Sequence[FetchedImage | ImageProblem]:
-        wanted = [(image.url, image.caption) for image in job.images]
-        return self.fetcher.fetch(wanted, folder, should_stop=should_stop)
+        return self.fetcher.fetch(job.wanted_images, folder, should_stop=should_stop)
 
     def _download_checkpoint(self, claimed: Claimed) -> str | None:
         while claimed.checkpoint is not None:
@@ -207,7 +206,8 @@ class StageRunner:
             parameters=for_base_model(job.parameters, claimed.base_model),
             seed=job.seed,
             base_model=claimed.base_model,
-            images=images,
+            images=images[: len(job.images)],
+            class_images=images[len(job.images) :],
             output_dir=str(claimed.folder / "outputs"),
             checkpoint_dir=str(claimed.folder / "checkpoints"),
             resume_from=resume_from,
@@ -319,7 +319,7 @@ def log_stage(event: StageEvent) -> None:
 
 def _captioned(job: TrainingJob, image: FetchedImage) -> ImageFile:
     """A fetched picture with the words that it is trained with."""
-    sent = job.images[image.index].caption
+    _, sent = job.wanted_images[image.index]
     caption, source = chosen_caption(
         message=sent,
         file=image.caption if sent is None else None,

@@ -22,6 +22,8 @@ from worker.jobs.control import ControlListener, RunningJobs
 from worker.jobs.health import Health
 from worker.jobs.held_delivery import HeldDelivery
 from worker.jobs.place import SLOTS_A_JOB, Place, Turn
+from worker.jobs.quota import JobQuota
+from worker.jobs.retirement import Retirement, RunLimits
 from worker.jobs.slots import Slot
 from worker.jobs.stopping import StopRequest
 from worker.jobs.trainer_slot import TrainerSlot
@@ -48,13 +50,21 @@ EXIT_FORCED = 70
 
 
 class Supervisor:
-    """Runs jobs and sends events until told to stop."""
+    """Runs jobs and sends events until told to stop, or until its limits are met."""
 
-    def __init__(self, settings: Settings, *, trainer_command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        limits: RunLimits | None = None,
+        trainer_command: Sequence[str] | None = None,
+    ) -> None:
         """Check what can be checked without a connection. Raises `SettingsError`."""
         self._settings = settings
+        self._limits = limits or RunLimits()
+        self._quota = JobQuota(self._limits.max_jobs)
         self._stop = StopRequest()
-        self._gave_up = False
+        self._gave_up = self._ending = False
         self._parts = assemble(settings)
         self._running = RunningJobs()
         self._activity = Activity()
@@ -90,7 +100,7 @@ class Supervisor:
     # --- running
 
     def run(self) -> int:
-        """Work until a signal or until the broker is given up. Returns the exit status."""
+        """Work until a signal, a limit, or the broker is given up. Returns the exit status."""
         if not self._settings.http_port:
             return self._run()
         with status_server(self._settings, self._health()):
@@ -115,7 +125,7 @@ class Supervisor:
         self._jobs.start()
         if settings.http_port:
             self._surroundings.start()
-        self._stop.wait()
+        self._retirement().wait()
         return self._shut_down()
 
     def install_signal_handlers(self) -> None:
@@ -132,6 +142,7 @@ class Supervisor:
         os._exit(128 + number)
 
     def _shut_down(self) -> int:
+        self._ending = True
         deadline = time.monotonic() + self._settings.shutdown_grace_seconds
         log.info("worker_stopping", grace_seconds=self._settings.shutdown_grace_seconds)
         self._jobs.stop_consuming()
@@ -187,7 +198,17 @@ class Supervisor:
             slots=(*self._job_slots, *self._event_slots, self._control_slot),
             trainers=self._trainers,
             slots_a_trainer=self._settings.pack_slots,
-            stopping=self._stop,
+            stopping=lambda: self._ending or self._stop(),
+        )
+
+    def _retirement(self) -> Retirement:
+        return Retirement(
+            self._limits,
+            self._quota,
+            jobs=self._jobs,
+            events=self._events,
+            events_left=lambda: self._events.message_count(self._parts.topology.events),
+            stop_within=self._stop.wait,
         )
 
     def _place(self, trainer: TrainerSlot) -> Place:
@@ -196,6 +217,7 @@ class Supervisor:
             slots=self._settings.pack_slots,
             ahead_seconds=self._settings.prefetch_seconds,
             changed=lambda: self._jobs.look_again(),
+            quota=self._quota,
         )
 
     def _place_of(self, slot: int) -> Place:

@@ -9,6 +9,9 @@ Point = tuple[float, float]
 #: Most points of a drawn line.
 _POINTS = 240
 
+#: Values that differ by less are one: powers of ten cannot be had of a smaller difference.
+_FLAT = 1e-290
+
 #: Share of a curve that its moving average spans, on both sides together.
 _WINDOW = 0.1
 
@@ -125,10 +128,10 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
 def _range(values: Sequence[float]) -> tuple[float, float]:
     """The smallest and the largest value; a little around them where they are equal."""
     low, high = min(values), max(values)
-    if high > low:
+    if high - low > _FLAT:
         return low, high
-    margin = abs(low) * 0.1 or 1.0
-    return low - margin, high + margin
+    margin = abs(low) * 0.1
+    return (low - margin, high + margin) if margin > _FLAT else (low - 1, high + 1)
 
 
 def _nice_ticks(low: float, high: float, most: float) -> list[float]:

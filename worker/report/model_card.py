@@ -8,13 +8,14 @@ from huggingface_hub import ModelCardData
 
 from worker.contract.manifest import Manifest
 from worker.report.outcome import outcome, size_of_training
-from worker.report.snippets import KOHYA_FILE, diffusers_snippet
+from worker.report.snippets import KOHYA_FILE, diffusers_snippet, kohya_readers
 
 #: Tags that diffusers' own script for LoRA adapters writes, of each family.
 _FAMILY_TAGS = {
     "sd1": ("stable-diffusion", "stable-diffusion-diffusers"),
     "sd2": ("stable-diffusion", "stable-diffusion-diffusers"),
     "sdxl": ("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
+    "sd3": ("sd3", "sd3-diffusers"),
 }
 _TAGS = ("text-to-image", "diffusers", "diffusers-training", "lora", "template:sd-lora")
 
@@ -57,7 +58,8 @@ def _body(manifest: Manifest) -> str:
     parts += [
         "## Use it with diffusers",
         _fenced("python", snippet.code),
-        f"ComfyUI and AUTOMATIC1111 read {_inline_code(KOHYA_FILE)}, at strength 1.",
+        f"For {' and '.join(kohya_readers(manifest))} there is {_inline_code(KOHYA_FILE)}, "
+        "to be used at strength 1.",
         "## Training",
         _table(
             [

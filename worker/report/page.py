@@ -22,6 +22,9 @@ _PREVIEW_BYTES, _THUMBNAIL_BYTES = 1_600_000, 900_000
 #: Pictures in the contact sheet at most; a thousand rows of text are more than a person reads.
 _PICTURES = 400
 
+#: Pictures of the class that are shown.
+_CLASS_PICTURES = 12
+
 #: Sizes of a chart for a wide screen and for a phone, pixels: text keeps its size.
 _WIDE, _NARROW = (500.0, 240.0), (340.0, 210.0)
 
@@ -45,11 +48,12 @@ _page = Environment(
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A preview with its two pictures as data URIs."""
+class _Strip:
+    """A preview with its pictures as data URIs: before, along the way by step, after."""
 
     preview: Preview
     before: str
+    along: tuple[tuple[int, str], ...]
     after: str
 
 
@@ -87,11 +91,14 @@ def report_page(manifest: Manifest, folder: Path, thumbnail_folder: Path) -> str
         outcome=outcome(manifest),
         training=size_of_training(manifest),
         tiles=_tiles(manifest),
-        pairs=_pairs(manifest, folder),
+        strips=_strips(manifest, folder),
+        along=any(preview.along for preview in manifest.previews),
         curves=_curves(folder / METRICS_FILE),
-        pictures=_pictures(manifest, thumbnail_folder),
+        pictures=_pictures(manifest.dataset[:_PICTURES], thumbnail_folder),
         pictures_in_all=len(manifest.dataset),
         counts=_counts(manifest),
+        class_pictures=_class_pictures(manifest, thumbnail_folder),
+        class_counts=_class_counts(manifest),
         snippets=snippets(manifest),
         stages=_stages(manifest.stage_seconds),
         machine=_machine(manifest),
@@ -114,12 +121,17 @@ def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
     return tiles
 
 
-def _pairs(manifest: Manifest, folder: Path) -> list[_Pair]:
-    names = [name for p in manifest.previews for name in (p.before, p.after)]
-    uris = fitting_pictures([folder / name for name in names], _PREVIEW_BYTES)
+def _strips(manifest: Manifest, folder: Path) -> list[_Strip]:
+    names = [name for preview in manifest.previews for name in preview.files]
+    uris = iter(fitting_pictures([folder / name for name in names], _PREVIEW_BYTES))
     return [
-        _Pair(preview, before, after)
-        for preview, before, after in zip(manifest.previews, uris[::2], uris[1::2], strict=True)
+        _Strip(
+            preview,
+            before=next(uris),
+            along=tuple((picture.step, next(uris)) for picture in preview.along),
+            after=next(uris),
+        )
+        for preview in manifest.previews
     ]
 
 
@@ -161,13 +173,31 @@ def _curve(
     return _Curve(title, says, tuple(charts))
 
 
-def _pictures(manifest: Manifest, folder: Path) -> list[_Shown]:
-    rows = manifest.dataset[:_PICTURES]
+def _pictures(rows: Sequence[PictureReport], folder: Path) -> list[_Shown]:
     paths = [folder / row.thumbnail if row.thumbnail else None for row in rows]
     return [
         _Shown(row, row.source.rsplit("/", 1)[-1], uri, _remarks(row))
         for row, uri in zip(rows, thumbnails(paths, _THUMBNAIL_BYTES), strict=True)
     ]
+
+
+def _class_pictures(manifest: Manifest, folder: Path) -> list[_Shown]:
+    """A few of them: they are not what the job is about."""
+    used = [row for row in manifest.class_pictures if row.reason is None]
+    return _pictures(used[:_CLASS_PICTURES], folder)
+
+
+def _class_counts(manifest: Manifest) -> str:
+    """What was done with pictures of the class."""
+    count = sum(row.reason is None for row in manifest.class_pictures)
+    pictures = f"{count} picture{'' if count == 1 else 's'}"
+    whose = "drawn by the base model" if manifest.class_pictures_made else "sent with the job"
+    weight = manifest.parameters.get("prior_loss_weight", 1.0)
+    shown = f" Here are {_CLASS_PICTURES} of them." if count > _CLASS_PICTURES else ""
+    return (
+        f"{pictures} {whose}, trained beside the others with weight {weight:g}, so that the base "
+        f"keeps what it knows of the class.{shown}"
+    )
 
 
 def _remarks(row: PictureReport) -> tuple[str, ...]:

@@ -27,8 +27,17 @@ class Snippet:
 
 
 def snippets(manifest: Manifest) -> tuple[Snippet, ...]:
-    """One for each program."""
-    return (diffusers_snippet(manifest), _comfyui(manifest), _a1111(manifest))
+    """One for each program that reads the adapter."""
+    of_kohya = {"ComfyUI": _comfyui, "AUTOMATIC1111": _a1111}
+    readers = kohya_readers(manifest)
+    return (diffusers_snippet(manifest), *(of_kohya[name](manifest) for name in readers))
+
+
+def kohya_readers(manifest: Manifest) -> tuple[str, ...]:
+    """The programs that read the kohya file of an adapter for this base model."""
+    if manifest.base_model.family == "sd3":
+        return ("ComfyUI",)
+    return ("ComfyUI", "AUTOMATIC1111")
 
 
 def example_prompt(manifest: Manifest) -> str:

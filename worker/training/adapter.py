@@ -76,7 +76,7 @@ def unload_adapters(model: Any) -> None:
     """Leave no layer of PEFT in a model of diffusers or transformers."""
     if not getattr(model, "peft_config", None):
         return
-    if isinstance(model, UNet2DConditionModel):
+    if hasattr(model, "unload_lora"):
         model.unload_lora()
         return
     # transformers itself only deletes what is in PEFT's layers.

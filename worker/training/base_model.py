@@ -1,23 +1,25 @@
 """The base model: loaded from a folder or the hub's cache, frozen, kept warm across jobs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from transformers import CLIPTokenizer
 
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.training.adapter import remove_adapter, remove_text_adapter
 from worker.training.device import Arithmetic
-from worker.training.families.family import Family, TextEncoder
+from worker.training.families.family import (
+    AbsentText,
+    Family,
+    Schedule,
+    TextEncoder,
+    TextPart,
+)
 from worker.training.families.known import FAMILIES, family_of
-from worker.training.objective import NoiseSchedule
-
-#: What a UNet may be trained to predict.
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 #: Tokens of the vocabulary that transformers makes up where it finds no tokenizer files: start and
 #: end of a text. Every caption would be the same to the model.
@@ -34,8 +36,9 @@ class LoadedBaseModel:
 
     Attributes:
         family: what is particular to models of its kind.
-        unet: in the dtype of the job. vae, text_encoders: fp32, for an exact cache.
-        schedule: the noise schedule on the device. prediction_type: what the UNet says.
+        unet: what is trained, a UNet or a transformer, in the dtype of the job.
+        vae, text_encoders: fp32, for an exact cache.
+        schedule: of the noise, on the device. prediction_type: what the denoiser says.
     """
 
     entry: BaseModelEntry
@@ -43,8 +46,8 @@ class LoadedBaseModel:
     family: Family
     text_encoders: tuple[TextEncoder, ...]
     vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    schedule: NoiseSchedule
+    unet: Any
+    schedule: Schedule
     prediction_type: str
 
     def serves(self, entry: BaseModelEntry, arithmetic: Arithmetic) -> bool:
@@ -101,25 +104,27 @@ def load_base_model(
     family = FAMILIES[entry.family]
     try:
         common = {"revision": entry.revision, "local_files_only": not allow_hub}
-        _refuse_another_family(entry, common)
+        config = _config_of_its_family(entry, common)
         weights = {
             **common,
             "variant": entry.variant,
             "use_safetensors": True,
             "output_loading_info": True,
         }
-        text_encoders = _load_text_encoders(entry, family, common, weights)
+        text_encoders = _load_text_encoders(entry, arithmetic, config, common, weights)
         vae, vae_info = AutoencoderKL.from_pretrained(
             entry.location, subfolder="vae", torch_dtype=torch.float32, **weights
         )
         _refuse_random_weights(vae_info)
-        scheduler = DDPMScheduler.from_pretrained(entry.location, subfolder="scheduler", **common)
-        unet = load_unet(entry, arithmetic, allow_hub=allow_hub)
+        scheduler = family.scheduler.from_pretrained(
+            entry.location, subfolder="scheduler", **common
+        )
+        unet = load_denoiser(entry, arithmetic, allow_hub=allow_hub)
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unavailable(entry, f"cannot be loaded ({type(error).__name__})") from error
-    prediction_type = str(scheduler.config.prediction_type)
+    prediction_type = family.predicts(scheduler)
     if misfit := _misfit(family, text_encoders, vae, unet, prediction_type):
         raise _unavailable(entry, f"cannot be trained: {misfit}")
     for part in (*(encoder.model for encoder in text_encoders), vae):
@@ -132,35 +137,59 @@ def load_base_model(
         text_encoders=text_encoders,
         vae=vae,
         unet=unet,
-        schedule=NoiseSchedule(scheduler.alphas_cumprod, arithmetic.device),
+        schedule=family.schedule(scheduler, arithmetic.device),
         prediction_type=prediction_type,
     )
 
 
 def _load_text_encoders(
-    entry: BaseModelEntry, family: Family, common: dict[str, Any], weights: dict[str, Any]
+    entry: BaseModelEntry,
+    arithmetic: Arithmetic,
+    config: Mapping[str, Any],
+    common: dict[str, Any],
+    weights: dict[str, Any],
 ) -> tuple[TextEncoder, ...]:
-    """The family's text encoders with their tokenizers, in fp32."""
+    """The family's text encoders with their tokenizers, in fp32 or as the base."""
+    family = FAMILIES[entry.family]
     loaded = []
     for part in family.text_parts:
-        tokenizer = CLIPTokenizer.from_pretrained(
+        if part.optional and not _has(entry, part, common):
+            _, width = family.context_shape(config)
+            loaded.append(TextEncoder(None, AbsentText(width)))
+            continue
+        tokenizer = part.tokenizer_class.from_pretrained(
             entry.location, subfolder=part.tokenizer, **common
         )
         encoder, info = part.encoder_class.from_pretrained(
-            entry.location, subfolder=part.encoder, dtype=torch.float32, **weights
+            entry.location,
+            subfolder=part.encoder,
+            dtype=torch.float32 if part.full_precision else arithmetic.base_dtype,
+            **weights,
         )
         _refuse_random_weights(info)
-        loaded.append(TextEncoder(tokenizer, encoder))
+        loaded.append(TextEncoder(tokenizer, encoder, part.most_tokens))
     return tuple(loaded)
 
 
-def load_unet(
-    entry: BaseModelEntry, arithmetic: Arithmetic, *, allow_hub: bool
-) -> UNet2DConditionModel:
-    """The UNet alone, frozen, in eval mode, in the memory format that convolutions prefer."""
-    unet, info = UNet2DConditionModel.from_pretrained(
+def _has(entry: BaseModelEntry, part: TextPart, common: dict[str, Any]) -> bool:
+    """Whether this text encoder is there. Raises `OSError` if the hub does not say."""
+    try:
+        found, _ = part.encoder_class.config_class.get_config_dict(
+            entry.location, subfolder=part.encoder, **common
+        )
+    except OSError:
+        if not common["local_files_only"]:
+            raise
+        return False
+    return bool(found)
+
+
+def load_denoiser(entry: BaseModelEntry, arithmetic: Arithmetic, *, allow_hub: bool) -> Any:
+    """What is trained by itself, frozen, in eval mode, in the memory format of convolutions."""
+    part = FAMILIES[entry.family].denoiser
+    unet, info = part.model.from_pretrained(
         entry.location,
-        subfolder="unet",
+        subfolder=part.name,
         revision=entry.revision,
         variant=entry.variant,
         local_files_only=not allow_hub,
@@ -179,13 +208,13 @@ def load_unet(
     return unet.eval()
 
 
-def unet_of_same_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Another UNet without an adapter, on the very weights of the base under `unet`.
+def unet_of_same_weights(unet: Any) -> Any:
+    """Another denoiser without an adapter, on the very weights of the base under `unet`.
 
     It takes no memory and reads no file, and what is put on it does not touch `unet`.
     """
     with torch.device("meta"):
-        fresh = UNet2DConditionModel.from_config(unet.config)
+        fresh = type(unet).from_config(unet.config)
     fresh.load_state_dict(_base_weights(unet), assign=True)
     return fresh.requires_grad_(requires_grad=False).eval()
 
@@ -209,15 +238,30 @@ def _base_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _refuse_another_family(entry: BaseModelEntry, common: dict[str, Any]) -> None:
-    """Before anything large is read: a wrong row in the catalogue is the likeliest of mistakes."""
-    config = UNet2DConditionModel.load_config(entry.location, subfolder="unet", **common)
+def _config_of_its_family(entry: BaseModelEntry, common: dict[str, Any]) -> Mapping[str, Any]:
+    """The denoiser's configuration, which shows what it is.
+
+    It is looked at before anything large is read: a wrong row in the catalogue is the likeliest of
+    mistakes.
+    """
+    parts = {family.denoiser.name: family.denoiser for family in FAMILIES.values()}
+    expected = FAMILIES[entry.family].denoiser.name
+    config: Mapping[str, Any] | None = None
+    for name in sorted(parts, key=lambda name: name != expected):
+        try:
+            config = parts[name].model.load_config(entry.location, subfolder=name, **common)
+            break
+        except OSError as error:
+            missing = error
+    if config is None:
+        raise missing
     found = family_of(config).name
     if found != entry.family:
         raise _unavailable(
             entry,
             f"is of the family {found!r}, and its row in the catalogue says {entry.family!r}",
         )
+    return config
 
 
 def _refuse_random_weights(*loading_infos: dict[str, Any]) -> None:
@@ -236,19 +280,19 @@ def _misfit(
 ) -> str | None:
     """Why these parts cannot be trained together, as half a sentence; None if they can."""
     for encoder in text_encoders:
+        if encoder.is_absent:
+            continue
         words, known = len(encoder.tokenizer), encoder.model.config.vocab_size
         if not _NO_VOCABULARY < words <= known:
             return f"its tokenizer has {words} tokens and its text encoder knows {known}"
-    pooled = family.pooled_width(unet.config)
-    if unet.config.cross_attention_dim != family.state_width(text_encoders) or pooled not in (
-        None,
-        text_encoders[-1].model.config.projection_dim,
-    ):
-        return "its UNet and its text encoders are not made for each other"
+    name = {"unet": "UNet"}.get(family.denoiser.name, family.denoiser.name)
+    if not family.fits(unet.config, text_encoders):
+        return f"its {name} and its text encoders are not made for each other"
     if unet.config.in_channels != vae.config.latent_channels:
-        return f"its UNet takes {unet.config.in_channels} channels, as one for inpainting does"
-    if prediction_type not in PREDICTION_TYPES:
-        return f"it predicts {prediction_type!r}, which is not one of {', '.join(PREDICTION_TYPES)}"
+        return f"its {name} takes {unet.config.in_channels} channels, as one for inpainting does"
+    if prediction_type not in family.prediction_types:
+        known_types = ", ".join(family.prediction_types)
+        return f"it predicts {prediction_type!r}, which is not one of {known_types}"
     return None
 
 

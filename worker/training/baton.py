@@ -75,3 +75,14 @@ def breathe() -> None:
     baton: Baton | None = getattr(_own, "baton", None)
     if baton is not None:
         baton._breathe()
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Let others compute inside, for what needs neither device nor torch's global random state."""
+    baton: Baton | None = getattr(_own, "baton", None)
+    if baton is None:
+        yield
+        return
+    with baton.laid_down():
+        yield

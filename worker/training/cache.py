@@ -45,7 +45,7 @@ class Dataset:
 
     Attributes:
         buckets: the latents, by size; one bucket unless pictures keep their aspect ratios.
-        scaling_factor: applied once, where a latent is taken.
+        scaling_factor, shift: of the VAE; applied once, where a latent is taken.
         embeddings: of the captions; the last one is the empty prompt's.
         orders: for each picture the indices of the embeddings of its caption: as it is, and where
             captions are shuffled with its tags in other orders.
@@ -59,6 +59,7 @@ class Dataset:
     orders: tuple[tuple[int, ...], ...]
     sha256: tuple[str, ...]
     crops: int = 1
+    shift: float = 0.0
 
     @cached_property
     def _places(self) -> dict[int, tuple[int, int]]:
@@ -97,12 +98,15 @@ class Dataset:
         """Latents `[B, 4, H/8, W/8]` from the cached posteriors and standard normal numbers."""
         cached = self.buckets[bucket]
         mean, std = cached.mean[rows, variants], cached.std[rows, variants]
-        return (mean + std * epsilon) * self.scaling_factor
+        return self._scaled(mean + std * epsilon)
 
     def mean_latent(self, picture: int) -> torch.Tensor:
         """The posterior's mean of one picture's first part as it is, `[4, H/8, W/8]`."""
         bucket, row = self.place_of(picture)
-        return self.buckets[bucket].mean[row, 0] * self.scaling_factor
+        return self._scaled(self.buckets[bucket].mean[row, 0])
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents - self.shift if self.shift else latents) * self.scaling_factor
 
     def told(
         self,
@@ -180,6 +184,7 @@ def encode(
         orders=tuple(tuple(index[text] for text in orders) for orders in wordings),
         sha256=tuple(picture.sha256 for picture in encoded),
         crops=crops,
+        shift=float(getattr(model.vae.config, "shift_factor", None) or 0),
     )
 
 

@@ -18,6 +18,9 @@ from worker.training.validation import Validation
 
 _HEADER = "lora_worker"
 
+#: What names of previews begin with; step and place follow.
+_ALONG = "along."
+
 #: What the header must say.
 _SAID = {"step", "belongs_to", "made_in", "inexactly", "scaler", "validation"}
 
@@ -66,6 +69,11 @@ def save_checkpoint(
     tensors |= {"losses": trainee.losses, "rates": trainee.rates}
     best = trainee.validation.best_weights
     tensors |= {f"best.{name}": weight for name, weight in best.items()}
+    tensors |= {
+        f"{_ALONG}{step}.{place}": torch.frombuffer(bytearray(png), dtype=torch.uint8)
+        for step, pictures in trainee.along.items()
+        for place, png in pictures.items()
+    }
     header = {
         "step": trainee.step,
         "belongs_to": belongs_to,
@@ -129,6 +137,7 @@ def load_checkpoint(
         points=[(int(step), float(loss)) for step, loss in header["validation"]],
         best_weights={name: one.to(device) for name, one in best.items() if one is not None},
     )
+    trainee.along = _pictures(tensors)
     return list(dict.fromkeys([*header["inexactly"], *differences(header["made_in"], made_in)]))
 
 
@@ -150,6 +159,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return header, tensors
 
 
+def _pictures(tensors: Mapping[str, torch.Tensor]) -> dict[int, dict[int, bytes]]:
+    """The previews that were drawn along the way."""
+    found: dict[int, dict[int, bytes]] = {}
+    for name, content in tensors.items():
+        if name.startswith(_ALONG):
+            step, place = map(int, name.removeprefix(_ALONG).split("."))
+            found.setdefault(step, {})[place] = content.numpy().tobytes()
+    return found
+
+
 def _refuse_incomplete(trainee: Trainee, tensors: Mapping[str, torch.Tensor]) -> None:
     """Every tensor must be there in its shape: a smaller one would be spread out in silence."""
     wanted = {f"adapter.{name}": weight.shape for name, weight in trainee.weights.items()}
@@ -160,7 +179,7 @@ def _refuse_incomplete(trainee: Trainee, tensors: Mapping[str, torch.Tensor]) ->
         for key, shape in shapes.items()
     }
     best = {f"best.{name}": weight.shape for name, weight in trainee.weights.items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    found = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(_ALONG)}
     # Before the first step that was not skipped, there may be no state at all; and the best adapter
     # is kept where there is one.
     if found not in (wanted, wanted | moments, wanted | best, wanted | moments | best):

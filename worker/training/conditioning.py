@@ -45,9 +45,11 @@ class Conditions:
         )
 
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The UNet's arguments, in its dtype; time ids stay as they are."""
+        """The denoiser's arguments, in its dtype; time ids stay as they are."""
         arguments: dict[str, Any] = {"encoder_hidden_states": self.states.to(dtype)}
-        if self.pooled is not None:
+        if self.pooled is not None and self.time_ids is None:
+            arguments["pooled_projections"] = self.pooled.to(dtype)
+        elif self.pooled is not None:
             added = {"text_embeds": self.pooled.to(dtype), "time_ids": self.time_ids}
             arguments["added_cond_kwargs"] = added
         return arguments
@@ -115,13 +117,13 @@ def time_ids(
 
 
 def random_conditions(
-    family: Family, unet_config: Mapping[str, Any], generator: torch.Generator
+    family: Family, config: Mapping[str, Any], generator: torch.Generator
 ) -> Conditions:
-    """Conditions of one sample that no caption has, to see what a UNet makes of them."""
-    states = torch.randn(1, 77, unet_config["cross_attention_dim"], generator=generator)
-    width = family.pooled_width(unet_config)
+    """Conditions of one sample that no caption has, to see what a denoiser makes of them."""
+    states = torch.randn(1, *family.context_shape(config), generator=generator)
+    width = family.pooled_width(config)
     if width is None:
         return Conditions(states)
     ids = family.time_ids(Shown((512, 768), (0, 128), (512, 512)))
     pooled = torch.randn(1, width, generator=generator)
-    return Conditions(states, pooled, torch.tensor([ids]))
+    return Conditions(states, pooled, None if ids is None else torch.tensor([ids]))

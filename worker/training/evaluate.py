@@ -80,7 +80,7 @@ def _losses(trainee: Trainee, lesson: Lesson, looks: list[tuple[int, int]]) -> t
     ]
     rows, variants, captions = torch.tensor(places, device=data.device)
     told = data.told(bucket, rows, variants, captions, trainee.text_encoder)
-    prediction = predict(trainee, noisy, timesteps, told)
+    prediction = predict(trainee, noisy, schedule.told(timesteps), told)
     target = schedule.target(lesson.prediction_type, latents, noise, timesteps)
     return sample_losses(prediction, target, None)
 

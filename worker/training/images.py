@@ -14,6 +14,7 @@ from worker.contract.dataset import Change
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
 from worker.training.appearance import marks, sharpness, write_thumbnail
+from worker.training.baton import aside
 from worker.training.decoder_process import DecoderProcess
 from worker.training.decoding import BadFile, Decoded, decode_file
 from worker.training.framing import Cut, Framing, square
@@ -97,7 +98,8 @@ class Pictures:
         """
         with DecoderProcess() as decoder:
             for file in self._files:
-                found = read_picture(file, self._framing, self._thumbnails, decoder.decode)
+                with aside():
+                    found = read_picture(file, self._framing, self._thumbnails, decoder.decode)
                 if isinstance(found, BadPicture):
                     self.bad.append(found)
                     continue

@@ -1,5 +1,6 @@
 """One job in the trainer, top to bottom: load, read and encode, plan, train, export, verify."""
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -39,19 +40,21 @@ from worker.training.device import (
     memory_report,
 )
 from worker.training.environment import environment
-from worker.training.export import KOHYA_FILE, add_to_header, export_adapter, verify_adapter
-from worker.training.file_header import thumbnail_entry, training_facts
+from worker.training.export import export_adapter
+from worker.training.file_header import training_facts
 from worker.training.images import Pictures
+from worker.training.job_previews import previews_of
 from worker.training.library_optimizer import refuse_missing_package
 from worker.training.loop import StopReason
-from worker.training.material import Material, gather
+from worker.training.material import Material, gather, prior_facts
 from worker.training.plan import make_plan
-from worker.training.previews import Drawn, draw_previews, is_cheap, previews_wanted
+from worker.training.prior import class_files
 from worker.training.ranks import ALONE, Ranks
 from worker.training.result import job_metadata, write_result
 from worker.training.resumable import Training
 from worker.training.seat import Seated, by_itself
 from worker.training.step import Lesson, Trainee
+from worker.training.verify import verify_adapter
 
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], StopReason | None]
@@ -110,7 +113,8 @@ def run_job(
             with seated(command, model, lesson, report, should_stop) as seat:
                 training = Training(command, model, lesson, report, ranks, seat)
                 resumed = training.resume()
-                reason = training.run(should_stop)
+                previews = previews_of(command, model, training.trainee, lesson, should_stop)
+                reason = training.run(should_stop, previews.along)
             if reason:
                 return training.stopped(reason)
             if not ranks.is_first:
@@ -124,11 +128,13 @@ def run_job(
                 material.pictures,
                 resumed=resumed,
                 training_seconds=clock["training"],
+                drawing_seconds=previews.along.seconds,
             )
-            metadata |= {"dataset": counts(material.rows), **validated, **seat.summary()}
+            metadata |= {"dataset": counts(material.rows), **prior_facts(material)}
+            metadata |= {**validated, **seat.summary()}
             adapters = _export(command, training.trainee, lesson, material.pictures)
             with _clocked("previews", clock):
-                drawn = _preview(command, model, training.trainee, lesson, should_stop)
+                drawn = previews.draw(training.trainee, Path(command.output_dir), should_stop)
             return write_result(
                 command,
                 training.trainee,
@@ -165,8 +171,12 @@ def _prepare(
             "reason": arithmetic.reason,
         }
         report(LogEvent(event="precision_changed", fields=changed))
-    images = _until_told_to_stop(command.images, should_stop)
-    material = gather(command, model, images)
+    stop_if_told = functools.partial(_stop_if_told, should_stop)
+    images, class_images = (
+        _until_told_to_stop(some, should_stop)
+        for some in (command.images, class_files(command, model, stop_if_told))
+    )
+    material = gather(command, model, images, class_images)
     for event in log_events(material.rows):
         report(event)
     free_bytes = free_memory_bytes(arithmetic.device, command.trainers_per_gpu)
@@ -192,6 +202,7 @@ def _prepare(
         seed=command.seed,
         compile_cache=Path(command.compile_cache_dir) if command.compile_cache_dir else None,
         held_out=material.held_out,
+        prior=material.prior,
     )
 
 
@@ -231,36 +242,6 @@ def _export_this(
         fresh_text_encoder=lambda: text_encoder_of_same_weights(trainee.text_encoder),
     )
     return adapters
-
-
-def _preview(
-    command: TrainCommand,
-    model: LoadedBaseModel,
-    trainee: Trainee,
-    lesson: Lesson,
-    should_stop: ShouldStop,
-) -> Drawn:
-    """Previews of the exported adapter, and the first as the thumbnail in the kohya file.
-
-    The thumbnail is part of the file's bytes, which must not depend on when a worker was told to
-    stop. So it is there exactly where it is cheap, and is drawn even then.
-    """
-    rules, folder = command.parameters, Path(command.output_dir)
-    weights = sum(weight.numel() for weight in trainee.unet.parameters())
-    cheap = is_cheap(model.arithmetic.device.type, rules.resolution, weights)
-    captions = [image.caption for image in command.images]
-    drawn = draw_previews(
-        trainee,
-        lesson,
-        model,
-        previews_wanted(rules, captions, command.trigger_word, cheap=cheap),
-        folder=folder,
-        should_stop=should_stop,
-        first_in_any_case=cheap,
-    )
-    if cheap and drawn.first is not None:
-        add_to_header(folder / KOHYA_FILE, thumbnail_entry(folder / drawn.first))
-    return drawn
 
 
 def _stop_if_told(should_stop: ShouldStop) -> None:

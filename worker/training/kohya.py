@@ -20,6 +20,9 @@ import torch
 #: What a path in the text encoder begins with.
 TEXT_ENCODER = "text_encoder."
 
+#: What the readers' names begin with where a path begins so; all others are in a UNet.
+_PREFIXES = {TEXT_ENCODER: "lora_te_", "transformer.": "lora_transformer_"}
+
 #: What kohya's trainer calls a parameter where its name differs from ours.
 _KOHYA_NAMES = {
     "train_batch_size": "batch_size_per_device",
@@ -92,9 +95,10 @@ def _row_norms(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _kohya_name(path: str) -> str:
-    of_text = path.startswith(TEXT_ENCODER)
-    prefix = "lora_te_" if of_text else "lora_unet_"
-    return prefix + path.removeprefix(TEXT_ENCODER).replace(".", "_")
+    for beginning, prefix in _PREFIXES.items():
+        if path.startswith(beginning):
+            return prefix + path.removeprefix(beginning).replace(".", "_")
+    return "lora_unet_" + path.replace(".", "_")
 
 
 def _exact_scalar(value: float) -> torch.Tensor:

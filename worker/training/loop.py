@@ -4,7 +4,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -22,6 +22,23 @@ REPORT_SECONDS = 1.0
 _REMEMBERED = 20
 
 
+class Interlude(Protocol):
+    """Something between two steps that is no step, such as previews."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is to be done before the next step; the same in all processes."""
+        ...
+
+    def draw(self, still_here: Callable[[], object]) -> None:
+        """Do it, in all processes; the first calls `still_here` every few seconds at least."""
+        ...
+
+    def seconds_to_come(self, step_seconds: float) -> float:
+        """What of it is still to be done until the end."""
+        ...
+
+
 def train(
     trainee: Trainee,
     lesson: Lesson,
@@ -30,6 +47,7 @@ def train(
     should_stop: Callable[[], StopReason | None],
     checkpoint: Callable[[], object],
     after_step: Callable[[], object] | None = None,
+    interlude: Interlude | None = None,
 ) -> StopReason | None:
     """Train to the end of the plan; returns why it stopped before, None if it did not.
 
@@ -42,6 +60,7 @@ def train(
         checkpoint: called every `checkpoint_seconds`.
         after_step: called after each step, before anything is said of it; what it changes must
             follow from the steps alone. It may end the training with a shorter plan.
+        interlude: its time is in the estimate and in no step's.
 
     Raises:
         JobError: `NON_FINITE_LOSS`, with the step.
@@ -49,6 +68,14 @@ def train(
     """
     reported, reported_at = trainee.step, time.monotonic()
     saved_at = reported_at
+    said, said_at = None, reported_at
+
+    def still_here() -> None:
+        nonlocal said_at
+        if said is not None and time.monotonic() - said_at >= REPORT_SECONDS:
+            said_at = time.monotonic()
+            report(_progress(trainee, lesson, said.loss, said.step_seconds, interlude))
+
     step_seconds: deque[float] = deque(maxlen=_REMEMBERED)
     trainee.unet.train()
     if trainee.seat is None:
@@ -59,6 +86,11 @@ def train(
         if reason := should_stop():
             check_finite(trainee, reported)
             return reason
+        if interlude is not None and interlude.due:
+            began = time.monotonic()
+            interlude.draw(still_here)
+            reported_at += time.monotonic() - began
+            continue
         too_large: torch.OutOfMemoryError | None = None
         try:
             trainee.losses[trainee.step] = optimizer_step(trainee, lesson)
@@ -77,7 +109,9 @@ def train(
             loss = check_finite(trainee, reported)
             now = time.monotonic()  # reading the loss waited for the device
             step_seconds.append((now - reported_at) / (trainee.step - reported))
-            report(_progress(trainee, lesson, loss, statistics.median(step_seconds)))
+            said = _progress(trainee, lesson, loss, statistics.median(step_seconds), interlude)
+            report(said)
+            said_at = now
             reported, reported_at = trainee.step, now
         if now - saved_at >= lesson.parameters.checkpoint_seconds and not ended:
             checkpoint()
@@ -98,8 +132,11 @@ def check_finite(trainee: Trainee, first: int) -> float:
     return float(recent.mean()) if len(recent) else 0.0
 
 
-def _progress(trainee: Trainee, lesson: Lesson, loss: float, step_seconds: float) -> StepEvent:
+def _progress(
+    trainee: Trainee, lesson: Lesson, loss: float, step_seconds: float, interlude: Interlude | None
+) -> StepEvent:
     plan = lesson.plan
+    to_come = 0.0 if interlude is None else interlude.seconds_to_come(step_seconds)
     return StepEvent(
         step=trainee.step,
         total_steps=plan.total_steps,
@@ -108,5 +145,5 @@ def _progress(trainee: Trainee, lesson: Lesson, loss: float, step_seconds: float
         loss=loss,
         learning_rate=float(trainee.schedule.apply()),
         step_seconds=step_seconds,
-        estimated_seconds=step_seconds * (plan.total_steps - trainee.step),
+        estimated_seconds=step_seconds * (plan.total_steps - trainee.step) + to_come,
     )

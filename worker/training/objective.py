@@ -21,6 +21,14 @@ class NoiseSchedule:
     def __len__(self) -> int:
         return len(self.signal)
 
+    def choose(self, source: torch.Generator) -> int:
+        """A timestep, each as likely as the others."""
+        return int(torch.randint(len(self), (1,), generator=source))
+
+    def told(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """The UNet is told the timesteps `[B]` themselves."""
+        return timesteps
+
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepLaunch
-from worker.training.families.memory import UnetMemory
+from worker.training.families.memory import DenoiserMemory
 
 #: Share of the free memory that is planned with.
 _USABLE = 0.9
@@ -23,7 +23,8 @@ class Plan:
     Attributes:
         pictures: how many are trained on. group_size: pictures in one full optimizer step.
         batch_size: pictures in one full batch, all of one bucket.
-        micro_batch: pictures in one forward pass.
+        micro_batch: samples in one forward pass.
+        samples_each: samples for each picture: 2 where one of the class goes beside it.
         steps_per_epoch, total_steps, total_epochs: optimizer steps and passes.
         gradient_checkpointing: whether activations are recomputed.
         may_checkpoint: whether they may be where memory does not suffice otherwise.
@@ -46,11 +47,12 @@ class Plan:
     compiled: bool
     estimated_bytes: int
     free_bytes: int
+    samples_each: int = 1
 
     @property
     def accumulation(self) -> int:
         """Micro-batches in one full optimizer step."""
-        return math.ceil(self.group_size / self.micro_batch)
+        return math.ceil(self.group_size * self.samples_each / self.micro_batch)
 
     def smaller(self) -> "Plan | None":
         """The plan for when this one ran out of memory: half the micro-batch, then checkpointing.
@@ -76,7 +78,7 @@ def make_plan(
     parameters: TrainingParameters,
     pictures: int,
     *,
-    memory: UnetMemory,
+    memory: DenoiserMemory,
     free_bytes: int,
     launch: StepLaunch = "auto",
     processes: int = 1,
@@ -109,10 +111,11 @@ def make_plan(
     batches = sum(math.ceil(size / batch) for size in buckets or [pictures])
     per_epoch = math.ceil(batches / parameters.gradient_accumulation_steps)
     total = parameters.max_train_steps or per_epoch * parameters.num_train_epochs
+    each = 2 if parameters.with_prior_preservation else 1
     micro_batch, checkpointing = _fitting(
-        parameters, memory, math.ceil(batch / processes), free_bytes
+        parameters, memory, math.ceil(batch * each / processes), free_bytes
     )
-    passes = total * math.ceil(group / micro_batch / processes)
+    passes = total * math.ceil(group * each / micro_batch / processes)
     worth = launch == "graph" or (launch == "auto" and passes >= _WORTH_RECORDING)
     return Plan(
         pictures=pictures,
@@ -132,11 +135,12 @@ def make_plan(
         if free_bytes
         else 0,
         free_bytes=free_bytes,
+        samples_each=each,
     )
 
 
 def _fitting(
-    parameters: TrainingParameters, memory: UnetMemory, batch: int, free_bytes: int
+    parameters: TrainingParameters, memory: DenoiserMemory, batch: int, free_bytes: int
 ) -> tuple[int, bool]:
     """Micro-batch of at most `batch`, and checkpointing: the first that fits, or the least.
 

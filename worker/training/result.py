@@ -48,11 +48,15 @@ def job_metadata(
     *,
     resumed: Mapping[str, Any],
     training_seconds: float,
+    drawing_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """What the `complete` webhook says of the training, as far as it is known before the export."""
-    rules = command.parameters
+    rules, stepping_seconds = command.parameters, training_seconds - drawing_seconds
     steps_here = plan.total_steps - resumed.get("resumed_at_step", 0)
+    encoders = zip(model.family.text_parts, model.text_encoders, strict=True)
+    absent = [part.encoder for part, encoder in encoders if encoder.is_absent]
     return {
+        **({"absent_text_encoders": absent} if absent else {}),
         "training_epochs": plan.total_epochs,
         "training_steps": plan.total_steps,
         "lora_rank": rules.rank,
@@ -81,7 +85,7 @@ def job_metadata(
         "claim": command.claim,
         **resumed,
         "training_seconds": round(training_seconds, 3),
-        "steps_per_second": round(steps_here / max(training_seconds, 1e-9), 3),
+        "steps_per_second": round(steps_here / max(stepping_seconds, 1e-9), 3),
     }
 
 
@@ -116,13 +120,15 @@ def write_result(
     if drawn.previews:
         draw_sheet(drawn.previews, folder, folder / PREVIEW_SHEET)
         names.append(PREVIEW_SHEET)
-        names += [name for preview in drawn.previews for name in (preview.before, preview.after)]
+        names += [name for preview in drawn.previews for name in preview.files]
     manifest = Manifest(
         job_id=command.job_id,
         style_id=command.style_id,
         trigger_word=command.trigger_word,
         inputs=_inputs(material.pictures),
         dataset=tuple(material.rows),
+        class_pictures=tuple(material.class_rows),
+        class_pictures_made=material.prior is not None and material.prior.made > 0,
         parameters=command.parameters.model_dump(mode="json"),
         seed=command.seed,
         base_model=_base_model(command),

@@ -19,7 +19,7 @@ from worker.training.checkpoint import (
 from worker.training.environment import environment
 from worker.training.evaluate import PASSES, base_loss, fixed_loss
 from worker.training.library_optimizer import package_version
-from worker.training.loop import StopReason, train
+from worker.training.loop import Interlude, StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.ranks import ALONE, Ranks
 from worker.training.seat import Seat
@@ -70,8 +70,8 @@ class Training:
         self._belongs_to = fingerprint(
             rules,
             command.seed,
-            lesson.dataset.sha256,
-            tuple(image.caption for image in command.images),
+            lesson.sent,
+            tuple(image.caption for image in (*command.images, *command.class_images)),
             command.base_model.name,
         )
         self._seat.belongs_to = self._belongs_to
@@ -110,7 +110,11 @@ class Training:
         self._log("info", "training_resumed", **found)
         return found
 
-    def run(self, should_stop: Callable[[], StopReason | None]) -> StopReason | None:
+    def run(
+        self,
+        should_stop: Callable[[], StopReason | None],
+        interlude: Interlude | None = None,
+    ) -> StopReason | None:
         """Train to the end or until told to stop."""
         return train(
             self.trainee,
@@ -119,6 +123,7 @@ class Training:
             should_stop=should_stop,
             checkpoint=self._checkpoint,
             after_step=self._after_step,
+            interlude=interlude,
         )
 
     def conclude(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ step k needs no generator state, and a picture's noise does not depend on its ne
 
 import functools
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,25 @@ class Sample:
     position: int
     picture: int
     epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Pictures of which one goes beside each that is learned from; each in turn, in passes.
+
+    Attributes:
+        pictures: indices, as in `Sample`.
+        bucket_of: the bucket of a picture, theirs or another.
+    """
+
+    pictures: Sequence[int]
+    bucket_of: Callable[[int], int]
+
+    def beside(self, sample: Sample, seed: int, *, shown: int, position: int) -> Sample:
+        """The companion of `sample`, before which `shown` samples were; at `position`."""
+        turns, place = divmod(shown, len(self.pictures))
+        order = epoch_order(seed, turns, len(self.pictures), purpose="class order")
+        return Sample(sample.step, position, self.pictures[order[place]], turns)
 
 
 @dataclass(frozen=True)
@@ -61,9 +80,9 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, purpose, *counters))
 
 
-def epoch_order(seed: int, epoch: int, pictures: int) -> list[int]:
+def epoch_order(seed: int, epoch: int, pictures: int, *, purpose: str = "order") -> list[int]:
     """The order of the pictures in one pass, a permutation."""
-    order = torch.randperm(pictures, generator=generator(seed, "order", epoch))
+    order = torch.randperm(pictures, generator=generator(seed, purpose, epoch))
     return [int(index) for index in order]
 
 
@@ -104,7 +123,11 @@ def epoch_batches(
 
 
 def step_samples(
-    plan: Plan, seed: int, step: int, buckets: tuple[tuple[int, ...], ...] | None = None
+    plan: Plan,
+    seed: int,
+    step: int,
+    buckets: tuple[tuple[int, ...], ...] | None = None,
+    companions: Companions | None = None,
 ) -> list[list[Sample]]:
     """The micro-batches of one optimizer step. The last step of a pass may be shorter.
 
@@ -113,17 +136,29 @@ def step_samples(
         seed: the job's.
         step: from 0.
         buckets: the pictures that are trained on, by size; by default `plan.pictures` of one size.
+        companions: of which one goes beside each, in the same pass where it is of the same size.
     """
     buckets = buckets or (tuple(range(plan.pictures)),)
     epoch, place = divmod(step, plan.steps_per_epoch)
     batches = epoch_batches(seed, epoch, plan.batch_size, buckets)
     number = plan.group_size // plan.batch_size
     by_bucket: dict[int, list[Sample]] = {}
-    position = 0
-    for bucket, batch in batches[place * number : (place + 1) * number]:
-        samples = by_bucket.setdefault(bucket, [])
-        samples += [Sample(step, position + i, picture, epoch) for i, picture in enumerate(batch)]
+    position, first = 0, place * number
+    shown = epoch * plan.pictures + sum(len(batch) for _, batch in batches[:first])
+    for bucket, batch in batches[first : first + number]:
+        added = [Sample(step, position + i, picture, epoch) for i, picture in enumerate(batch)]
         position += len(batch)
+        if companions is None:
+            by_bucket.setdefault(bucket, []).extend(added)
+            continue
+        for sample in added:
+            by_bucket.setdefault(companions.bucket_of(sample.picture), []).append(sample)
+        for sample in added:
+            place_beside = plan.group_size + sample.position
+            other = companions.beside(
+                sample, seed, shown=shown + sample.position, position=place_beside
+            )
+            by_bucket.setdefault(companions.bucket_of(other.picture), []).append(other)
     size = plan.micro_batch
     return [
         samples[i : i + size]
@@ -146,7 +181,7 @@ def draw(
     *,
     seed: int,
     latent_shape: torch.Size,
-    timesteps: int,
+    timesteps: int | Callable[[torch.Generator], int],
     flip: bool,
     caption_dropout_rate: float,
     crops: int = 1,
@@ -154,12 +189,17 @@ def draw(
 ) -> Draw:
     """The random numbers of one sample, always in the same order.
 
-    `crops` and `orders` are how many parts and orders of its caption a picture has.
+    `timesteps` is how many there are, or chooses one; `crops` and `orders` are how many parts and
+    orders of its caption a picture has.
     """
     source = generator(seed, "sample", sample.step, sample.position)
     choices = torch.rand(2, generator=source, dtype=torch.float64)
+    if callable(timesteps):
+        timestep = timesteps(source)
+    else:
+        timestep = int(torch.randint(timesteps, (1,), generator=source))
     return Draw(
-        timestep=int(torch.randint(timesteps, (1,), generator=source)),
+        timestep=timestep,
         flipped=flip and bool(choices[0] < 0.5),
         caption_dropped=bool(choices[1] < caption_dropout_rate),
         latent=torch.randn(latent_shape, generator=source),

@@ -15,12 +15,14 @@ from worker.training.adapter_weights import AdapterWeights
 from worker.training.batch import Batch, make_batch
 from worker.training.cache import Dataset
 from worker.training.conditioning import Conditions
-from worker.training.objective import NoiseSchedule, sample_losses
+from worker.training.families.family import Schedule as NoiseLaw
+from worker.training.objective import sample_losses
 from worker.training.optimizer import Schedule
 from worker.training.plan import Plan
+from worker.training.prior import Prior
 from worker.training.ranks import ALONE, Ranks
 from worker.training.recording import RecordedPass
-from worker.training.sampler import Sample, derived_seed, draw, step_samples
+from worker.training.sampler import Companions, Sample, derived_seed, draw, step_samples
 from worker.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Trainee:
         step: optimizer steps done, skipped ones included.
         validation: what was seen of it on fixed pictures.
         text_encoder: where it is trained too; then captions are encoded at each step.
+        along: previews drawn along the way, as PNG files: by step, then by place among the pairs of
+            prompts and seeds.
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
         seat: where its passes are made; each by itself if None.
@@ -52,6 +56,7 @@ class Trainee:
     step: int = 0
     validation: Validation = field(default_factory=Validation)
     text_encoder: Any = None
+    along: dict[int, dict[int, bytes]] = field(default_factory=dict)
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
     seat: "Seat | None" = None
@@ -77,20 +82,34 @@ class Lesson:
 
     Attributes:
         held_out: pictures that are not trained on. trained: the others, by bucket.
+        prior: with prior preservation, the pictures of the class, which are not among those.
     """
 
     dataset: Dataset
-    schedule: NoiseSchedule
+    schedule: NoiseLaw
     prediction_type: str
     parameters: TrainingParameters
     plan: Plan
     seed: int
     compile_cache: Path | None = None
     held_out: tuple[int, ...] = ()
+    prior: Prior | None = None
     trained: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trained = self.dataset.by_bucket(without=self.held_out)
+        of_class = self.companions.pictures if self.companions else ()
+        self.trained = self.dataset.by_bucket(without={*self.held_out, *of_class})
+
+    @property
+    def companions(self) -> Companions | None:
+        """What goes beside each picture of a step, if anything does."""
+        return self.prior.companions if self.prior else None
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """sha256 of the pictures that came with the job: what a checkpoint belongs to."""
+        made = self.prior.made if self.prior else 0
+        return self.dataset.sha256[: len(self.dataset.sha256) - made]
 
 
 @dataclass(frozen=True)
@@ -115,8 +134,12 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     Each micro-batch weighs as much as it has samples, so a shorter last group counts right and
     4 × 1 equals 1 × 4.
     """
-    batches = step_samples(lesson.plan, lesson.seed, trainee.step, lesson.trained)
-    samples, device = sum(len(batch) for batch in batches), trainee.losses.device
+    batches = step_samples(
+        lesson.plan, lesson.seed, trainee.step, lesson.trained, lesson.companions
+    )
+    # What is beside a picture counts with it: both losses are means over the pictures.
+    samples = sum(len(batch) for batch in batches) // lesson.plan.samples_each
+    device = trainee.losses.device
     loss = torch.zeros((), device=device)
     passed = pass_alone if trainee.seat is None else trainee.seat.take_part
     with trainee.ranks.together():
@@ -169,7 +192,7 @@ def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
             sample,
             seed=lesson.seed,
             latent_shape=data.bucket_of(sample.picture).latent_shape,
-            timesteps=len(lesson.schedule),
+            timesteps=lesson.schedule.choose,
             flip=rules.random_flip,
             caption_dropout_rate=rules.caption_dropout_rate,
             crops=data.crops,
@@ -182,17 +205,25 @@ def drawn(lesson: Lesson, samples: list[Sample]) -> Batch:
 
 @dataclass(frozen=True)
 class Task:
-    """What the UNet is asked of B samples, and what it should say.
+    """What the denoiser is asked of B samples, and what it should say.
 
     Attributes:
-        noisy, target: `[B, 4, h, w]`. timesteps: `[B]`. weights: of the losses, `[B]`, if any.
+        noisy, target: `[B, C, h, w]`. told: of the time, `[B]`.
+        weights: of the losses by their time, `[B]`, if any.
+        counts: what each sample counts beside the others, `[B]`, if not the same.
     """
 
     noisy: torch.Tensor
-    timesteps: torch.Tensor
+    told: torch.Tensor
     conditions: Conditions
     target: torch.Tensor
     weights: torch.Tensor | None
+    counts: torch.Tensor | None
+
+    def losses(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The loss of each sample, `[B]`, for what was said of them."""
+        losses = sample_losses(prediction, self.target, self.weights)
+        return losses if self.counts is None else losses * self.counts
 
 
 def task_of(lesson: Lesson, batch: Batch, text_encoder: Any = None) -> Task:
@@ -205,35 +236,35 @@ def task_of(lesson: Lesson, batch: Batch, text_encoder: Any = None) -> Task:
     )
     return Task(
         noisy=lesson.schedule.add_noise(latents, noise, timesteps),
-        timesteps=timesteps,
+        told=lesson.schedule.told(timesteps),
         conditions=batch.conditions(data, text_encoder),
         target=lesson.schedule.target(lesson.prediction_type, latents, noise, timesteps),
         weights=lesson.schedule.weights(lesson.prediction_type, timesteps, rules.snr_gamma),
+        counts=lesson.prior.weights[batch.bucket][batch.indices[0]] if lesson.prior else None,
     )
 
 
 def batch_losses(trainee: Trainee, lesson: Lesson, batch: Batch) -> torch.Tensor:
     """The loss of each sample of a micro-batch, `[B]`."""
     task = task_of(lesson, batch, trainee.text_encoder)
-    prediction = predict(trainee, task.noisy, task.timesteps, task.conditions)
-    return sample_losses(prediction, task.target, task.weights)
+    return task.losses(predict(trainee, task.noisy, task.told, task.conditions))
 
 
 def predict(
     trainee: Trainee, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
 ) -> torch.Tensor:
-    """What the UNet says of `[B, 4, h, w]` at `[B]`, in the job's precision."""
+    """What the denoiser says of `[B, C, h, w]` when told `[B]`, in the job's precision."""
     return answer(trainee.unet, trainee.accelerator, noisy, timesteps, conditions)
 
 
 def answer(
-    unet: UNet2DConditionModel,
+    unet: Any,
     accelerator: Accelerator,
     noisy: torch.Tensor,
     timesteps: torch.Tensor,
     conditions: Conditions,
 ) -> torch.Tensor:
-    """What `unet` says in the accelerator's precision.
+    """What the denoiser `unet` says in the accelerator's precision.
 
     Only a base in full precision is autocast: one in half precision has no weight to be cast, and
     autocast would compute its norms and their inputs in fp32.
@@ -242,6 +273,6 @@ def answer(
     full = dtype not in (torch.float16, torch.bfloat16)
     with accelerator.autocast() if full else nullcontext():
         said: torch.Tensor = unet(
-            noisy.to(dtype), timesteps, **conditions.arguments(dtype), return_dict=False
+            noisy.to(dtype), timestep=timesteps, **conditions.arguments(dtype), return_dict=False
         )[0]
     return said

@@ -15,7 +15,7 @@ PHONE, DESK = (390, 844), (1280, 900)
 @pytest.fixture
 def report(finished) -> str:
     """The address of a page, some of whose words are hostile."""
-    manifest, folder = finished()
+    manifest, folder = finished(along=3)
     rows = [row.model_copy(update={"caption": HOSTILE}) for row in manifest.dataset]
     manifest = manifest.model_copy(
         update={"dataset": tuple(rows), "trigger_word": HOSTILE, "job_id": HOSTILE}
@@ -34,7 +34,7 @@ def test_the_report_loads_quietly_by_itself_and_shows_every_picture(
     browser.prefer("dark" if dark else "light")
     browser.open(report)
     natural = browser.evaluate("[...document.images].map(i => i.complete ? i.naturalWidth : 0)")
-    assert len(natural) == 2 * 2 + 4
+    assert len(natural) == 2 * (2 + 3) + 4
     assert all(width > 0 for width in natural)
 
     drawn = "[...document.querySelectorAll('polyline')].filter(l => l.getBBox().width > 100"

@@ -43,6 +43,7 @@ def test_a_catalogue_that_cannot_be_used_is_named_with_its_row(tmp_path, text, s
         ('family = "sd2"', 768),
         ('family = "sd2"\nresolution = 512', 512),
         ('family = "sdxl"', 1024),
+        ('family = "sdxl"\nresolution = 768', 768),
     ],
 )
 def test_a_job_that_says_no_resolution_has_that_of_its_base_model(tmp_path, row, resolution):

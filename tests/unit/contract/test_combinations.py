@@ -10,7 +10,8 @@ from worker.contract.base_model import BaseModelEntry, Family
 from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 from worker.contract.errors import InvalidJob
 from worker.contract.job import parse_message
-from worker.contract.parameters import NOT_OFFERED, TrainingParameters, chosen_base_model
+from worker.contract.parameter_names import NOT_OFFERED
+from worker.contract.parameters import TrainingParameters, chosen_base_model, for_base_model
 
 
 def refused(**parameters):
@@ -45,6 +46,11 @@ def refused(**parameters):
         ),
         ({"use_dora": True, "train_text_encoder": True}, "use_dora", "send one of them"),
         ({"lr_warmup_steps": 5}, "lr_warmup_steps", "send lr_scheduler constant_with_warmup"),
+        ({"preview_points": 2, "validation_prompts": []}, "preview_points", "no previews"),
+        ({"with_prior_preservation": True}, "class_prompt", "is missing"),
+        ({"class_prompt": "a cat"}, "class_prompt", "send with_prior_preservation true"),
+        ({"num_class_images": 9}, "num_class_images", "no effect"),
+        ({"prior_loss_weight": 0.5}, "prior_loss_weight", "no effect"),
     ],
 )
 def test_what_cannot_work_together_is_named_with_what_to_send(parameters, field, says):
@@ -67,6 +73,7 @@ def test_what_cannot_work_together_is_named_with_what_to_send(parameters, field,
         {"use_dora": True, "optimizer": "adafactor", "lora_dropout": 0.5},
         {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 5},
         {"lr_scheduler": "cosine", "lr_warmup_steps": 5},
+        {"prior_preservation": True, "class_prompt": "a cat", "prior_loss_weight": 0.5},
     ],
 )
 def test_what_can_work_together_is_accepted(parameters):
@@ -81,6 +88,46 @@ def test_every_conflict_is_named_at_once():
         "parameters.learning_rate",
         "parameters.lr_warmup_steps",
     }
+
+
+@pytest.mark.parametrize(
+    ("rules", "field", "says"),
+    [
+        ({"train_text_encoder": True}, "train_text_encoder", "several text encoders"),
+        ({"snr_gamma": 5.0}, "snr_gamma", "learns a flow"),
+        ({"prediction_type": "epsilon"}, "prediction_type", "send none"),
+        ({"resolution": 1000}, "resolution", "multiple of 16"),
+        ({"resolution": 1600}, "resolution", "at most 1536"),
+        ({"aspect_ratio_buckets": True}, "resolution", "half of it with aspect_ratio_buckets"),
+        (
+            {"aspect_ratio_buckets": True, "resolution": 64},
+            "aspect_ratio_buckets",
+            "of at least 128",
+        ),
+    ],
+)
+def test_what_a_base_with_flow_matching_cannot_do_is_named(rules, field, says):
+    catalogue = {"3": BaseModelEntry(name="3", location="x", family="sd3")}
+    with pytest.raises(InvalidJob) as caught:
+        chosen_base_model(TrainingParameters(**rules), catalogue, "3")
+    [(name, what)] = caught.value.problems
+    assert name == f"parameters.{field}"
+    assert says in what
+
+
+def test_presets_name_the_layers_of_text_too_where_blocks_join_text_and_picture():
+    three = BaseModelEntry(name="3", location="x", family="sd3")
+    one = BaseModelEntry(name="1", location="x", family="sd1")
+    attention, all_ = (TrainingParameters(target_modules=preset) for preset in ("attn", "attn-mlp"))
+    assert set(for_base_model(attention, three).target_modules) - set(attention.target_modules) == {
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    }
+    assert "ff_context.net.2" in for_base_model(all_, three).target_modules
+    assert for_base_model(all_, one).target_modules == all_.target_modules
+    chosen = TrainingParameters(target_modules=["to_q"])
+    assert for_base_model(chosen, three).target_modules == ("to_q",)
+    twice = for_base_model(for_base_model(attention, three), three)
+    assert twice == for_base_model(attention, three)
 
 
 @pytest.mark.parametrize("optimizer", DEFAULT_LEARNING_RATE)
@@ -121,5 +168,5 @@ def test_a_base_model_with_one_text_encoder_can_train_it(family):
 
 
 def test_a_base_model_that_is_not_in_the_catalogue_is_refused_with_those_that_are():
-    with pytest.raises(InvalidJob, match="it has sd1, sd2, sdxl"):
-        chosen_base_model(TrainingParameters(base_model="sd3"), CATALOGUE, "sd1")
+    with pytest.raises(InvalidJob, match="it has sd1, sd2, sd3, sdxl"):
+        chosen_base_model(TrainingParameters(base_model="flux"), CATALOGUE, "sd1")

@@ -72,6 +72,45 @@ def test_images_may_be_objects_with_captions():
     assert job.images[0].caption == "a red hat"
 
 
+@pytest.mark.parametrize("envelope", [False, True])
+def test_pictures_of_the_class_stand_beside_the_images(envelope):
+    fields = {
+        **{"style_id": 1, "image_urls": ["s3://b/a.jpg"]},
+        "class_images": ["s3://b/c.jpg", {"url": "s3://b/d.jpg", "caption": "a house"}],
+        "parameters": {"prior_preservation": True, "class_prompt": "a building"},
+    }
+    body = {"type": "model_training", "data": fields} if envelope else fields
+    job = parse_message(json.dumps(body).encode()).job
+    assert job.wanted_images == [
+        ("s3://b/a.jpg", None),
+        ("s3://b/c.jpg", "a building"),
+        ("s3://b/d.jpg", "a house"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "field", "says"),
+    [
+        ({}, "class_images", "send it as true"),
+        (
+            {"with_prior_preservation": True, "class_prompt": "x", "num_class_images": 7},
+            "parameters.num_class_images",
+            "send one of them",
+        ),
+        ({"class_images": ["s3://b/c.jpg"]}, "parameters.class_images", "beside them"),
+    ],
+)
+def test_what_is_said_of_the_class_and_has_no_effect_is_refused(rules, field, says):
+    body = {
+        **{"style_id": 1, "image_urls": ["s3://b/a.jpg"], "parameters": rules},
+        **({} if "class_images" in rules else {"class_images": ["s3://b/c.jpg"] * 2}),
+    }
+    with pytest.raises(InvalidJob) as caught:
+        parse_message(json.dumps(body).encode())
+    assert [name for name, _ in caught.value.problems] == [field]
+    assert says in caught.value.problems[0][1]
+
+
 def test_unknown_fields_outside_parameters_are_ignored_and_named():
     parsed = parse({**ENVELOPED, "priority": 3, "data": {**ENVELOPED["data"], "colour": "red"}})
     assert set(parsed.ignored_fields) == {"priority", "data.colour"}

@@ -8,7 +8,11 @@ from worker.jobs.conclusion import completed_result
 from worker.jobs.record import Lease
 
 NAMES = ("lora_weights.safetensors", "report.html", "previews/grid.png", "previews/after_00.png")
-PREVIEW = {"prompt": "x", "seed": 0, "before": "previews/before_00.png", "after": NAMES[3]}
+WAY = {"step": 50, "file": "previews/step_000050_00.png"}
+PREVIEW = {
+    **{"prompt": "x", "seed": 0, "before": "previews/before_00.png", "after": NAMES[3]},
+    "along": [WAY],
+}
 
 
 def metadata_of(*names: str, **metadata) -> dict:
@@ -35,6 +39,7 @@ def test_report_and_previews_are_named_where_they_will_lie():
             "seed": 0,
             "before": f"{folder}/previews/before_00.png",
             "after": f"{folder}/previews/after_00.png",
+            "along": [{"step": 50, "file": f"{folder}/previews/step_000050_00.png"}],
         }
     ]
 

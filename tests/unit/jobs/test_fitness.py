@@ -112,6 +112,15 @@ def test_a_model_without_a_part_its_weights_or_its_variant_is_not_whole(model):
     assert missing(entry, folder) == ["text_encoder_2/ is missing"]
 
 
+def test_a_model_may_be_without_t5_but_not_have_half_of_it(model):
+    entry, folder = model
+    index = {"unet": ["diffusers", "X"], "text_encoder_3": ["t", "Y"], "tokenizer_3": ["t", "Z"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "P", **index}))
+    assert missing(entry, folder) == []
+    (folder / "text_encoder_3").mkdir()
+    assert missing(entry, folder) == ["text_encoder_3/*.safetensors is missing"]
+
+
 def test_the_digest_changes_with_every_byte_of_the_weights(model):
     entry, folder = model
     before = digest(entry, folder)

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from worker.contract.dataset import PictureReport
 from worker.contract.manifest import Manifest, TrainedPicture
 from worker.contract.pipe import FinishedEvent, OutputFile
 from worker.jobs.reproduction import (
@@ -94,6 +95,30 @@ def test_the_job_is_the_one_that_was_trained(manifest, folder):
     assert (job.seed, job.trigger_word, job.style_id) == (7, "hatchstyle", 10)
     assert job.parameters.rank == 4
     assert job.parameters.base_model == "sd"
+
+
+def test_pictures_of_the_class_that_were_sent_are_wanted_again_and_drawn_ones_are_not(
+    manifest, folder
+):
+    rules = manifest.parameters | {"with_prior_preservation": True, "class_prompt": "a shape"}
+    of_class = folder / "of_class.png"
+    of_class.write_bytes(b"third")
+    row = PictureReport(
+        index=2, source=of_class.as_uri(), sha256=digest(b"third"), caption="a shape"
+    )
+    bad = PictureReport(index=3, source="s3://b/bad.png", reason="it is damaged")
+    sent = manifest.model_copy(update={"class_pictures": (row, bad), "parameters": rules})
+    job = job_of(sent, pictures_by_hash(sent, folder))
+    assert [image.url for image in job.class_images] == [of_class.as_uri()]
+    assert len(job.images) == 2
+
+    drawn = sent.model_copy(update={"class_pictures_made": True})
+    of_class.unlink()
+    job = job_of(drawn, pictures_by_hash(drawn, folder))
+    assert job.class_images == ()
+    assert job.parameters.class_prompt == "a shape"
+    with pytest.raises(PicturesDiffer, match=r"of_class\.png"):
+        pictures_by_hash(sent, folder)
 
 
 def test_equal_adapters_agree_whatever_lies_beside_them(manifest, tmp_path):

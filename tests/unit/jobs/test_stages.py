@@ -10,7 +10,7 @@ import pytest
 
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.job import parse_message
+from worker.contract.job import TrainingJob, parse_message
 from worker.contract.pipe import FinishedEvent, OutputFile, StopCommand
 from worker.jobs.record import CheckpointPointer, JobRecord
 from worker.jobs.stages import Claimed, Interrupted, StageRunner
@@ -119,6 +119,31 @@ def test_a_job_without_a_resolution_is_trained_at_that_of_its_base_model(
     stages.train(replace(claimed(store, tmp_path), base_model=base), slot)
     assert slot.command.parameters.resolution == side
     assert slot.command.base_model.family == family
+
+
+def test_pictures_of_the_class_are_fetched_beside_the_others_and_handed_over_apart(
+    stages, store, tmp_path
+):
+    plain = claimed(store, tmp_path, images=("a.jpg", "b.jpg"))
+    for name in ("c.jpg", "d.jpg"):
+        (tmp_path / name).write_bytes(b"of the class")
+    (tmp_path / "a.txt").write_text("what is beside it")
+    (tmp_path / "c.txt").write_text("what is beside it")
+    job = plain.job.model_dump() | {
+        "class_images": [
+            {"url": (tmp_path / "c.jpg").as_uri()},
+            {"url": (tmp_path / "d.jpg").as_uri(), "caption": "a house"},
+        ],
+        "parameters": {"with_prior_preservation": True, "class_prompt": "a building"},
+    }
+    both = replace(plain, job=TrainingJob.model_validate(job))
+    slot = FinishingSlot()
+    stages.train(both, slot)
+    images, of_class = slot.command.images, slot.command.class_images
+    assert [image.caption for image in images] == ["what is beside it", ""]
+    assert [image.caption for image in of_class] == ["a building", "a house"]
+    assert [image.index for image in (*images, *of_class)] == [0, 1, 2, 3]
+    assert Path(of_class[0].path).read_bytes() == b"of the class"
 
 
 def test_a_trained_adapter_is_stored_even_while_the_worker_drains(stages, store, tmp_path):

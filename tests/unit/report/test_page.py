@@ -63,6 +63,17 @@ def test_every_picture_is_in_the_page_and_nothing_else_is_loaded(finished):
             assert attributes["href"] == "data:,"
 
 
+def test_pictures_from_along_the_way_stand_between_before_and_after(finished):
+    tags = Tags(page(*finished(previews=1, along=2))).tags
+    shown = [attributes["alt"] for tag, attributes in tags if tag == "img"]
+    assert shown[:4] == [
+        "without the adapter",
+        "with the adapter of step 25",
+        "with the adapter of step 50",
+        "with the adapter",
+    ]
+
+
 def test_what_a_message_says_is_shown_and_never_run(finished):
     manifest, folder = finished()
     hostile = manifest.model_copy(

@@ -20,6 +20,7 @@ from worker.training.images import Picture, Pictures
 from worker.training.job import run_job
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
+from worker.training.prior import Prior
 from worker.training.step import Lesson, Trainee
 
 CPU = torch.device("cpu")
@@ -34,6 +35,7 @@ def command(
     seed=7,
     resume_from=None,
     family="sd1",
+    class_pictures=(),
     **rules,
 ) -> TrainCommand:
     """A job on the small base model: 64 pixels, fp32, no previews unless told otherwise."""
@@ -55,6 +57,10 @@ def command(
         images=[
             {"index": i, "path": str(p), "source": f"s3://b/{p.name}", "caption": f"shape {i}"}
             for i, p in enumerate(pictures)
+        ],
+        class_images=[
+            {"index": len(pictures) + i, "path": str(p), "source": p.name, "caption": "a shape"}
+            for i, p in enumerate(class_pictures)
         ],
         output_dir=str(output),
         checkpoint_dir=str(checkpoints),
@@ -88,7 +94,10 @@ def build(
     else:
         model = replace(model, unet=unet_of_same_weights(model.unet))
     pictures = read_usable(order, double=double)
-    dataset = encode(model, pictures, mirrored=rules.random_flip)
+    of_class = read_class(order, double=double)
+    dataset = encode(model, [*pictures, *of_class], mirrored=rules.random_flip)
+    places = range(len(pictures), len(pictures) + len(of_class))
+    prior = Prior(dataset, places, rules.prior_loss_weight, made=False) if of_class else None
     plan = make_plan(
         rules,
         len(pictures),
@@ -103,6 +112,7 @@ def build(
         parameters=rules,
         plan=plan,
         seed=order.seed,
+        prior=prior,
     )
     if plan.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -124,7 +134,16 @@ def build(
 
 def read_usable(order: TrainCommand, *, double: bool = False) -> list[tuple[Picture, torch.Tensor]]:
     """The pictures of a job with their pixels, all of them usable."""
-    pictures = Pictures(order.images, order.parameters.resolution, "fail")
+    return _read(order, order.images, double=double)
+
+
+def read_class(order: TrainCommand, *, double: bool = False) -> list[tuple[Picture, torch.Tensor]]:
+    """The pictures of the class that came with a job."""
+    return _read(order, order.class_images, double=double) if order.class_images else []
+
+
+def _read(order, files, *, double):
+    pictures = Pictures(files, order.parameters.resolution, "fail")
     return [(picture, pixels.double() if double else pixels) for picture, pixels in pictures]
 
 

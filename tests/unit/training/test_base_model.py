@@ -176,7 +176,7 @@ def test_a_full_gpu_is_not_taken_for_a_missing_base_model(
 ):
     """torch's error is a RuntimeError, as many a loading error is."""
     mocker.patch(
-        "worker.training.base_model.load_unet",
+        "worker.training.base_model.load_denoiser",
         side_effect=torch.OutOfMemoryError("CUDA out of memory"),
     )
     with pytest.raises(JobError) as caught:

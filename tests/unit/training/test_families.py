@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from peft.tuners.lora import LoraLayer
+from transformers import T5Config, T5EncoderModel
 
 from tests.unit.training import test_parity as parity
 from tests.unit.training.builders import (
@@ -24,6 +29,7 @@ from tests.unit.training.test_whole_jobs import INTRICATE
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, StoppedEvent
+from worker.demo.tiny_families import make_family
 from worker.training.adapter import remove_adapter
 from worker.training.base_model import BaseModelShelf, load_base_model
 from worker.training.device import arithmetic_for
@@ -31,13 +37,17 @@ from worker.training.evaluate import fixed_loss
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
 from worker.training.step import optimizer_step
 
-FAMILIES = ["sd1", "sd2", "sdxl"]
+FAMILIES = ["sd1", "sd2", "sdxl", "sd3"]
 NEWER = FAMILIES[1:]
 PIPELINES = {
     "sd1": StableDiffusionPipeline,
     "sd2": StableDiffusionPipeline,
     "sdxl": StableDiffusionXLPipeline,
+    "sd3": StableDiffusion3Pipeline,
 }
+
+#: What a pipeline calls what is trained.
+DENOISER = {"sd3": "transformer"}
 
 
 def job(tiny_families, family, pictures, folder, **rules):
@@ -86,15 +96,25 @@ def test_captions_are_encoded_as_the_family_s_pipeline_encodes_prompts(
     _, _, lesson = build(order)
     data, pipeline = lesson.dataset, plain_pipeline(tiny_families[family], family)
     for picture, image in enumerate(order.images):
+        others = {"prompt_2": None, "prompt_3": None} if family == "sd3" else {}
         encoded = pipeline.encode_prompt(
-            image.caption, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
+            image.caption,
+            device=CPU,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            **others,
         )
         place = data.captions[picture]
-        assert torch.equal(data.embeddings.states[place], encoded[0][0])
-        if family == "sdxl":
+        states = data.embeddings.states[place]
+        assert torch.equal(states[:77], encoded[0][0][:77])
+        # T5 sums in another order where its weights lie elsewhere.
+        assert torch.allclose(states[77:], encoded[0][0][77:], atol=1e-4)
+        assert len(states) == (77 + 256 if family == "sd3" else 77)
+        if family in ("sdxl", "sd3"):
             assert torch.equal(data.embeddings.pooled[place], encoded[2][0])
         else:
-            assert data.embeddings.pooled is data.buckets[0].time_ids is None
+            assert data.embeddings.pooled is None
+        assert (data.buckets[0].time_ids is not None) == (family == "sdxl")
 
 
 def test_xl_is_told_original_size_corner_and_target_size_of_each_picture_and_its_mirror_image(
@@ -164,16 +184,18 @@ def test_a_plain_pipeline_loads_either_file_and_draws_what_the_trained_one_draws
     assert isinstance(ended, FinishedEvent)
     trained = plain_pipeline(tiny_families[family], family)
     before = drawn_by(trained)
-    unet = in_memory(order)
-    trained.unet.add_adapter(unet.peft_config["default"])
-    trained.unet.load_state_dict(unet.state_dict())
-    trained.unet.eval()
+    unet, denoiser = in_memory(order), getattr(trained, DENOISER.get(family, "unet"))
+    denoiser.add_adapter(unet.peft_config["default"])
+    denoiser.load_state_dict(unet.state_dict())
+    denoiser.eval()
     expected = drawn_by(trained)
     assert not torch.equal(expected, before)
-    for name in (DIFFUSERS_FILE, KOHYA_FILE):
+    # Of 3's two files diffusers reads its own.
+    for name in (DIFFUSERS_FILE, KOHYA_FILE)[: 1 if family == "sd3" else 2]:
         reloaded = plain_pipeline(tiny_families[family], family)
         reloaded.load_lora_weights(str(Path(order.output_dir) / name))
-        layers = [part for part in reloaded.unet.modules() if isinstance(part, LoraLayer)]
+        denoiser = getattr(reloaded, DENOISER.get(family, "unet"))
+        layers = [part for part in denoiser.modules() if isinstance(part, LoraLayer)]
         assert {scale for part in layers for scale in part.scaling.values()} == {2.0}
         assert torch.equal(drawn_by(reloaded), expected)
 
@@ -258,6 +280,55 @@ def test_an_xl_whose_parts_do_not_fit_is_refused(tiny_families, tmp_path, file, 
     with pytest.raises(JobError, match=says) as caught:
         load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)
     assert caught.value.code is ErrorCode.BASE_MODEL_UNAVAILABLE
+
+
+def test_3_trains_without_t5_beside_pictures_of_the_class_and_draws_on_the_way(
+    tmp_path, pictures, mocker
+):
+    mocker.patch("worker.training.drawing.STEPS", 2)
+    folder = make_family(tmp_path / "base", "sd3", with_t5=False)
+    order = command(
+        folder,
+        pictures[:2],
+        tmp_path,
+        family="sd3",
+        with_prior_preservation=True,
+        class_prompt="a shape",
+        num_class_images=2,
+        validation_prompts=["a red circle"],
+        num_validation_images=1,
+        preview_points=1,
+        train_batch_size=2,
+    )
+    ended, _ = run(order)
+    assert isinstance(ended, FinishedEvent)
+    assert ended.metadata["absent_text_encoders"] == ["text_encoder_3"]
+    assert ended.metadata["class_pictures"]["used"] == 2
+    [preview] = ended.metadata["previews"]
+    assert len(preview["along"]) == 1
+    _, _, lesson = build(order)
+    states = lesson.dataset.embeddings.states
+    assert states.shape[1:] == (77 + 256, 112)
+    assert not states[:, 77:].any()
+    # diffusers draws without T5 as well, if it is told to.
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        folder, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+    )
+    encoded = pipeline.encode_prompt(
+        "shape 0", prompt_2=None, prompt_3=None, device=CPU, do_classifier_free_guidance=False
+    )
+    assert torch.equal(states[lesson.dataset.captions[0]], encoded[0][0])
+
+
+def test_a_t5_of_another_3_is_refused(tiny_families, tmp_path):
+    folder = shutil.copytree(tiny_families["sd3"], tmp_path / "mixed")
+    config = json.loads((folder / "text_encoder_3/config.json").read_text())
+    shutil.rmtree(folder / "text_encoder_3")
+    narrow = T5Config(**{**config, "d_model": 96})
+    T5EncoderModel(narrow).save_pretrained(folder / "text_encoder_3")
+    entry = BaseModelEntry(name="mine", location=str(folder), family="sd3")
+    with pytest.raises(JobError, match="its transformer and its text encoders are not made"):
+        load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)
 
 
 def test_text_encoders_of_another_xl_are_refused(tiny_families, tmp_path):

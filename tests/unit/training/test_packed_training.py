@@ -4,10 +4,13 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from tests.unit.training.builders import command, largest_difference, weights_of
+from tests.unit.training.builders import build, command, largest_difference, load, weights_of
 from tests.unit.training.together import Side, sides, train_alone, train_together
 from worker.contract.errors import ErrorCode
 from worker.training.checkpoint import load_checkpoint, save_checkpoint
+from worker.training.packing.shared_pass import SharedPass
+from worker.training.sampler import step_samples
+from worker.training.step import Work, drawn, pass_alone
 
 #: Four jobs that differ in all that may differ.
 JOBS = [
@@ -161,6 +164,33 @@ def test_one_jobs_overflow_in_fp16_is_skipped_by_its_own_scaler_alone(orders):
     scales = [float(side.trainee.accelerator.scaler.get_scale()) for side in packed]
     assert scales[0] == scales[2] == scales[3] == 2.0**10
     assert 1e36 < scales[1] < 3e38
+
+
+def test_over_a_half_precision_base_each_gets_the_gradient_that_it_has_alone(orders):
+    """On a GPU all bases are; matrices are cast to the products' dtype, gradients back to fp32."""
+    model = load(orders[0])
+    model.unet.to(torch.bfloat16)
+    built = [build(order, model=model)[1:] for order in orders]
+    works = []
+    for trainee, lesson in built:
+        with torch.no_grad():
+            source = torch.Generator().manual_seed(1)
+            trainee.adapter.buffer.add_(
+                0.02 * torch.randn(trainee.adapter.buffer.shape, generator=source)
+            )
+        batch = drawn(lesson, step_samples(lesson.plan, lesson.seed, 0, lesson.trained)[0])
+        works.append(Work(trainee, lesson, batch, torch.ones(()), lesson.seed))
+    losses = [float(pass_alone(work)) for work in works]
+    expected = [trainee.adapter.buffer.grad for trainee, _ in built]
+    for trainee, _ in built:
+        trainee.adapter.buffer.grad = None
+    shared = SharedPass(built[0][0].unet, orders[0].parameters.target_modules)
+    assert [float(loss) for loss in shared(works)] == pytest.approx(losses, rel=1e-2)
+    assert shared._arithmetic.rows._rows.dtype == torch.bfloat16
+    for (trainee, _), gradient in zip(built, expected, strict=True):
+        given = trainee.adapter.buffer.grad
+        assert given.dtype == torch.float32
+        assert (given - gradient).abs().max() < 2e-2 * gradient.abs().max()
 
 
 def test_what_ranks_do_not_fill_stays_zero(orders):

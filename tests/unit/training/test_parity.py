@@ -14,7 +14,9 @@ from tests.unit.training.builders import (
     weights_of,
 )
 from tests.unit.training.reference_loop import (
+    reference_flow_step,
     reference_scheduler,
+    reference_sd3,
     reference_step,
     reference_text,
     reference_unet,
@@ -52,12 +54,14 @@ def reference(order, *, double=False):
     model, trainee, lesson = build(order, double=double)
     rules, location = order.parameters, order.base_model.location
     pictures = read_usable(order, double=double)
-    unet, weights = reference_unet(location, rules, weights_of(trainee))
+    family = model.family.name
+    unet, weights = reference_unet(location, rules, weights_of(trainee), family)
+    take_step = reference_flow_step if family == "sd3" else reference_step
     optimizer = torch.optim.AdamW(
         weights.values(), lr=rules.learning_rate, weight_decay=1e-2, eps=rules.adam_epsilon
     )
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=5)
-    ddpm = reference_scheduler(location)
+    ddpm = reference_scheduler(location, family)
     for step in range(5):
         [batch] = step_samples(lesson.plan, order.seed, step)
         draws = [
@@ -65,7 +69,7 @@ def reference(order, *, double=False):
                 sample,
                 seed=order.seed,
                 latent_shape=lesson.dataset.buckets[0].latent_shape,
-                timesteps=1000,
+                timesteps=lesson.schedule.choose,
                 flip=False,
                 caption_dropout_rate=0,
             )
@@ -74,7 +78,7 @@ def reference(order, *, double=False):
         chosen = [pictures[sample.picture] for sample in batch]
         pixels = torch.stack([pixels for _, pixels in chosen])
         told = told_by_the_script(model, [picture for picture, _ in chosen], rules.resolution)
-        reference_step(
+        take_step(
             *(model, unet, pixels, told, draws, optimizer, scheduler, ddpm),
             noise_offset=rules.noise_offset,
             snr_gamma=rules.snr_gamma,
@@ -85,6 +89,8 @@ def reference(order, *, double=False):
 
 def told_by_the_script(model, pictures, resolution):
     captions = [picture.file.caption for picture in pictures]
+    if model.family.name == "sd3":
+        return reference_sd3(model, captions)
     if model.family.name != "sdxl":
         return reference_text(model, captions)
     sizes = [(picture.width, picture.height) for picture in pictures]

@@ -8,12 +8,12 @@ from PIL import Image
 from tests.unit.training.builders import build, command, digests, last_checkpoint, run, weights_of
 from worker.contract.manifest import Manifest
 from worker.contract.parameters import TrainingParameters
+from worker.training.drawing import Brush, pipeline_for
 from worker.training.export import KOHYA_FILE
 from worker.training.previews import (
     Wanted,
     draw_previews,
     is_cheap,
-    pipeline_for,
     previews_wanted,
     prompts_from_captions,
 )
@@ -30,7 +30,11 @@ def pixels(path) -> numpy.ndarray:
 def draw(trainee, lesson, model, folder, wanted=TWO, **more):
     folder.mkdir(exist_ok=True)
     rules = {"should_stop": lambda: None, "first_in_any_case": False, **more}
-    return draw_previews(trainee, lesson, model, wanted, folder=folder, **rules)
+    return draw_previews(trainee, brush_of(model, lesson), wanted, folder=folder, **rules)
+
+
+def brush_of(model, lesson):
+    return Brush(model, lesson.prediction_type, lesson.parameters.resolution)
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def test_before_is_the_base_alone_and_after_is_the_adapter(trained, tiny_base_mo
     drawn = draw(trainee, lesson, model, tmp_path / "out")
     plain = StableDiffusionPipeline.from_pretrained(tiny_base_model)
     plain.set_progress_bar_config(disable=True)
-    plain.scheduler = pipeline_for(model, lesson).scheduler
+    plain.scheduler = pipeline_for(brush_of(model, lesson)).scheduler
     for preview in drawn.previews:
         before, after = (pixels(tmp_path / "out" / n) for n in (preview.before, preview.after))
         wanted = plain(
@@ -117,7 +121,7 @@ def test_who_wants_to_stop_is_heard_between_the_steps_of_a_picture(
 
 def test_too_little_memory_costs_the_previews_and_not_the_adapter(trained, tmp_path, mocker):
     model, trainee, lesson = trained
-    mocker.patch("worker.training.previews._draw", side_effect=torch.OutOfMemoryError("no"))
+    mocker.patch("worker.training.previews.draw", side_effect=torch.OutOfMemoryError("no"))
     drawn = draw(trainee, lesson, model, tmp_path / "out")
     assert drawn.previews == ()
     assert "memory" in drawn.left_out

@@ -120,6 +120,17 @@ def test_a_job_of_two_processes_stops_together_and_resumes_bit_for_bit(
     assert largest_difference(adapter(resumed), adapter(whole)) == 0
 
 
+def test_the_others_wait_while_the_first_process_draws_along_the_way(
+    slot, tiny_base_model, pictures, tmp_path
+):
+    drawn = {"validation_prompts": ["a circle"], "num_validation_images": 1, "preview_points": 2}
+    two, _ = train(slot, command(tiny_base_model, pictures, tmp_path / "two", **RULES, **drawn))
+    without, _ = train(slot, command(tiny_base_model, pictures, tmp_path / "without", **RULES))
+    [preview] = two.metadata["previews"]
+    assert [picture["step"] for picture in preview["along"]] == [1, 3]
+    assert largest_difference(adapter(two), adapter(without)) == 0
+
+
 def test_where_one_process_is_short_of_memory_all_go_on_with_the_smaller_plan(
     slot, tiny_base_model, pictures, tmp_path
 ):

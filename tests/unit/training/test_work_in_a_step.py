@@ -8,8 +8,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.counted import _as_on_a_gpu, _saved, encoder_work, packed_work, step_work
-from worker.contract.parameters import TrainingParameters
-from worker.demo.tiny_families import random_family_unet
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.parameters import TrainingParameters, for_base_model
+from worker.demo.tiny_families import random_denoiser
 from worker.training.adapter import add_adapter, add_text_adapter
 from worker.training.families.known import FAMILIES
 
@@ -54,6 +55,7 @@ def test_checkpointing_costs_a_third_more_arithmetic_and_keeps_a_fifth(ours):
         *(("sd1", 768, dtype) for dtype in (torch.bfloat16, torch.float32)),
         ("sd2", 768, torch.bfloat16),
         ("sdxl", 1024, torch.bfloat16),
+        ("sd3", 1024, torch.bfloat16),
     ],
 )
 @pytest.mark.parametrize("kind", ["plain", "dropout", "checkpointing"])
@@ -91,6 +93,7 @@ def test_dropout_beside_checkpointing_is_recomputed_too():
         ("sd1", {"target_modules": "attn-mlp", "use_dora": True}),
         ("sd2", {"target_modules": "attn-mlp", "use_dora": True}),
         ("sdxl", {"use_dora": True}),
+        ("sd3", {"target_modules": "attn-mlp", "use_dora": True}),
     ],
 )
 def test_the_plan_expects_what_other_kinds_of_adapter_keep(family, chosen, dropout):
@@ -107,9 +110,10 @@ def test_the_plan_expects_what_other_kinds_of_adapter_keep(family, chosen, dropo
 @pytest.mark.parametrize("targets", ["attn", "attn-mlp"])
 @pytest.mark.parametrize("rank", [4, 64])
 def test_the_plan_expects_the_weights_that_the_adapter_has(family, targets, rank):
-    rules = TrainingParameters(target_modules=targets, rank=rank)
+    base = BaseModelEntry(name=family, location=family, family=family)
+    rules = for_base_model(TrainingParameters(target_modules=targets, rank=rank), base)
     with torch.device("meta"):
-        unet = random_family_unet(family, "full").requires_grad_(requires_grad=False)
+        unet = random_denoiser(family, "full").requires_grad_(requires_grad=False)
         weights = add_adapter(unet, rules, seed=1).buffer.numel()
     # AdamW: weight, gradient, its copy for a recorded step, and two moments.
     assert FAMILIES[family].memory.adapter_bytes(rules) == weights * 5 * 4

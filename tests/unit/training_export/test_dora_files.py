@@ -13,7 +13,8 @@ from tests.unit.training_export.test_files import export, header, load_in_one_li
 from tests.unit.training_export.test_verify import rewrite
 from worker.contract.errors import JobError
 from worker.contract.parameters import TARGET_PRESETS
-from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE, verify_adapter
+from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
+from worker.training.verify import verify_adapter
 
 
 def outputs(unet: UNet2DConditionModel) -> torch.Tensor:

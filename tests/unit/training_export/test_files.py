@@ -236,7 +236,7 @@ def test_export_and_loading_back_never_ask_the_model_hub(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from worker.training.export import verify_adapter
+    from worker.training.verify import verify_adapter
 
     asked = []
 

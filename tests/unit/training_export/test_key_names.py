@@ -13,11 +13,14 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from peft import LoraConfig
 
-from worker.contract.parameters import TARGET_PRESETS
-from worker.demo.tiny_families import make_family, random_family_unet
-from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE, export_adapter, verify_adapter
+from worker.contract.base_model import BaseModelEntry
+from worker.contract.errors import JobError
+from worker.contract.parameters import TARGET_PRESETS, TrainingParameters, for_base_model
+from worker.demo.tiny_families import make_family, random_denoiser
+from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE, export_adapter
 from worker.training.families.block_names import original_path
 from worker.training.families.known import FAMILIES, family_of
+from worker.training.verify import verify_adapter
 
 #: Blocks with attention in Stable Diffusion 1.x and 2.x: one transformer block each.
 DIFFUSERS_BLOCKS = {
@@ -74,7 +77,7 @@ XL_OTHERS = {
 
 def full_size_unet(family):
     with torch.device("meta"), torch.no_grad():
-        return random_family_unet(family, "full")
+        return random_denoiser(family, "full")
 
 
 @pytest.mark.parametrize("family", BLOCKS)
@@ -115,6 +118,66 @@ def test_every_weight_of_xl_comes_back_under_its_name_when_a_first_release_is_co
     assert all(converted[name] is weight for name, weight in weights.items())
 
 
+#: Layers of a block of 3 that ComfyUI finds by diffusers' names (`comfy/utils.py`,
+#: `mmdit_to_diffusers`), behind `lora_transformer_` or `transformer.` (`comfy/lora.py`).
+OF_BOTH = [f"attn_{name}" for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj")]
+OF_BOTH += ["attn_add_v_proj", "attn_to_out_0", "ff_net_0_proj", "ff_net_2"]
+
+#: Those of the text, which ends before the last block.
+OF_TEXT = ["attn_to_add_out", "ff_context_net_0_proj", "ff_context_net_2"]
+
+
+def test_each_layer_of_3_at_the_published_size_has_the_name_that_comfyui_looks_up():
+    rules = TrainingParameters(target_modules="attn-mlp")
+    base = BaseModelEntry(name="3", location="3", family="sd3")
+    targets = tuple(f".{target}" for target in for_base_model(rules, base).target_modules)
+    transformer = full_size_unet("sd3")
+    names = {
+        FAMILIES["sd3"].kohya_path(path, transformer.config).replace(".", "_")
+        for path, _ in transformer.named_modules()
+        if path.endswith(targets)
+    }
+    assert names == {
+        f"transformer_transformer_blocks_{number}_{layer}"
+        for number in range(24)
+        for layer in (*OF_BOTH, *(OF_TEXT if number < 23 else ()))
+    }
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_both_files_give_back_the_adapter_of_3(tmp_path, tiny_families, use_dora):
+    from diffusers import SD3Transformer2DModel
+
+    def fresh():
+        return SD3Transformer2DModel.from_pretrained(tiny_families["sd3"], subfolder="transformer")
+
+    transformer = fresh().requires_grad_(requires_grad=False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "ff.net.2"]
+    transformer.add_adapter(
+        LoraConfig(r=3, lora_alpha=0.1, lora_dropout=0.1, target_modules=targets, use_dora=use_dora)
+    )
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in transformer.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 2
+    files = export_adapter(
+        transformer, folder=tmp_path, base_model_name="3", trigger_word=None, training={}
+    )
+    # ComfyUI adds the product to the weight, and so rounds otherwise.
+    assert verify_adapter(transformer, files=files, fresh_unet=fresh) < 1e-4
+    for_diffusers = safetensors.torch.load_file(tmp_path / DIFFUSERS_FILE)
+    assert {key.partition(".")[0] for key in for_diffusers} == {"transformer"}
+    weights = safetensors.torch.load_file(tmp_path / KOHYA_FILE)
+    assert all(key.startswith("lora_transformer_transformer_blocks_") for key in weights)
+    alphas = [value for key, value in weights.items() if key.endswith(".alpha")]
+    assert {value.item() for value in alphas} == {0.1}
+    # A file that says another strength is found out.
+    spoiled = weights | {key: value * 2 for key, value in weights.items() if ".alpha" in key}
+    safetensors.torch.save_file(spoiled, tmp_path / KOHYA_FILE)
+    with pytest.raises(JobError, match="is not the adapter that was trained"):
+        verify_adapter(transformer, files=files, fresh_unet=fresh)
+
+
 def test_a_path_that_is_no_layer_has_no_name():
     with pytest.raises(ValueError, match="blocks is not a layer"):
         original_path("blocks", layers=2)
@@ -127,9 +190,12 @@ def newer(request, tmp_path_factory):
 
 
 def trained(folder, targets, *, rank=4, alpha=7.0):
-    from diffusers import UNet2DConditionModel
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    if (folder / "transformer").is_dir():
+        unet = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
+    else:
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     unet.requires_grad_(requires_grad=False)
     unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.1, target_modules=list(targets))
@@ -198,6 +264,7 @@ def test_the_kohya_file_of_the_small_xl_has_the_names_of_the_first_release(tmp_p
         ("sd1", "epsilon", ("sd_v1", "False", "stable-diffusion-v1/lora")),
         ("sd2", "epsilon", ("sd_v2", "True", "stable-diffusion-v2-512/lora")),
         ("sd2", "v_prediction", ("sd_v2_v", "True", "stable-diffusion-v2-768-v/lora")),
+        ("sd3", "flow", ("sd3", "False", "stable-diffusion-3/lora")),
         ("sdxl", "epsilon", ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora")),
     ],
 )

@@ -1,4 +1,4 @@
-"""The families that can be trained, and which one a UNet is of."""
+"""The families that can be trained, and which one a denoiser is of."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,21 +7,28 @@ from worker.contract.base_model import Family as FamilyName
 from worker.training.families.family import Family
 from worker.training.families.sd1 import StableDiffusion1
 from worker.training.families.sd2 import StableDiffusion2
+from worker.training.families.sd3 import StableDiffusion3
 from worker.training.families.sdxl import StableDiffusionXL
 
 #: Each family by its name in the catalogue.
 FAMILIES: dict[FamilyName, Family] = {
-    family.name: family for family in (StableDiffusion1(), StableDiffusion2(), StableDiffusionXL())
+    family.name: family
+    for family in (
+        StableDiffusion1(),
+        StableDiffusion2(),
+        StableDiffusionXL(),
+        StableDiffusion3(),
+    )
 }
 
 
-def family_of(unet_config: Mapping[str, Any]) -> Family:
-    """The family of a UNet of this configuration.
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a denoiser of this configuration.
 
     Raises:
         ValueError: it is of none.
     """
     for family in FAMILIES.values():
-        if family.owns(unet_config):
+        if family.owns(config):
             return family
-    raise ValueError(f"UNets with addition_embed_type {unet_config.get('addition_embed_type')!r}")
+    raise ValueError(f"addition_embed_type {config.get('addition_embed_type')!r} is of no family")

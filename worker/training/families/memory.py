@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.contract.parameters import TARGET_PRESETS, TrainingParameters
+from worker.contract.parameters import TARGET_PRESETS, TEXT_STREAM, TrainingParameters
 
 #: How a forward pass is made: as it is, with dropout in the adapter, or activations recomputed.
 PassKind = Literal["plain", "dropout", "checkpointing"]
@@ -37,7 +37,7 @@ class TextMemory:
 
 
 @dataclass(frozen=True)
-class UnetMemory:
+class DenoiserMemory:
     """GPU memory of a family, GiB, for a base in half precision.
 
     Weights, and what is kept between the passes, are counted by `python -m benchmarks.counted` on
@@ -50,6 +50,8 @@ class UnetMemory:
         saved_at_512: the same for each 512 × 512 pixels, by kind of adapter and of pass.
         saved_of_weights: what a pass keeps of the weights, however many samples and pixels there
             are, where it is worth counting: with DoRA, in fp32 whatever the precision.
+        prompt_share: what a prompt keeps beside a picture, as a share of 512 × 512 pixels: where
+            text goes through the same blocks.
         backward_at_512: what the backward pass of one sample needs on top, for each 512 × 512.
         text: of the text encoder, where it can be trained.
     """
@@ -60,6 +62,7 @@ class UnetMemory:
     saved_at_512: Mapping[AdapterKind, Mapping[PassKind, float]]
     saved_of_weights: Mapping[AdapterKind, Mapping[PassKind, float]]
     backward_at_512: float
+    prompt_share: float = 0.0
     text: TextMemory | None = None
 
     def training_bytes(
@@ -87,7 +90,8 @@ class UnetMemory:
     def saved_bytes(self, parameters: TrainingParameters, *, checkpointing: bool) -> int:
         """What one sample keeps of the UNet between forward and backward pass, bytes."""
         at_512 = self.saved_at_512[_adapter_kind(parameters)]
-        saved = self.saved + at_512[_pass_kind(parameters, checkpointing)] * _share(parameters)
+        share = _share(parameters) + self.prompt_share
+        saved = self.saved + at_512[_pass_kind(parameters, checkpointing)] * share
         return int(saved * _GIB) * _precision(parameters)
 
     def saved_of_weights_bytes(self, parameters: TrainingParameters, *, checkpointing: bool) -> int:
@@ -97,7 +101,7 @@ class UnetMemory:
 
 
 def _layers(parameters: TrainingParameters) -> Layers:
-    attention = set(TARGET_PRESETS["attn"])
+    attention = {*TARGET_PRESETS["attn"], *TEXT_STREAM}
     return "attn" if set(parameters.target_modules) <= attention else "attn-mlp"
 
 

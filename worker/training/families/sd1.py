@@ -8,23 +8,24 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from worker.contract.base_model import Family as FamilyName
+from worker.training.families.diffusion_unet import DiffusionUnet
 from worker.training.families.family import Prompt, Shown, TextEncoder, TextPart
-from worker.training.families.memory import TextMemory, UnetMemory
+from worker.training.families.memory import DenoiserMemory, TextMemory
 
 
-class StableDiffusion1:
+class StableDiffusion1(DiffusionUnet):
     """1.4, 1.5 and what was made from them."""
 
     name: FamilyName = "sd1"
     pipeline: Any = StableDiffusionPipeline
     text_parts: tuple[TextPart, ...] = (TextPart("tokenizer", "text_encoder", CLIPTextModel),)
-    memory = UnetMemory(
+    memory = DenoiserMemory(
         workspace=1.0,
         weights_a_rank={"attn": 199_296, "attn-mlp": 374_016},
         saved=0.01,
         saved_at_512={
             "attn": {"plain": 0.75, "dropout": 0.90, "checkpointing": 0.14},
-            "attn-mlp": {"plain": 0.87, "dropout": 1.07, "checkpointing": 0.14},
+            "attn-mlp": {"plain": 0.87, "dropout": 1.08, "checkpointing": 0.14},
             "dora": {"plain": 1.36, "dropout": 1.55, "checkpointing": 0.14},
             "dora-mlp": {"plain": 2.16, "dropout": 2.60, "checkpointing": 0.14},
         },
@@ -37,10 +38,10 @@ class StableDiffusion1:
     )
     reads_unet_config = False
 
-    def owns(self, unet_config: Mapping[str, Any]) -> bool:
+    def owns(self, config: Mapping[str, Any]) -> bool:
         """Its attention blocks are entered by convolutions, and it asks for states alone."""
-        return not unet_config.get("addition_embed_type") and not unet_config.get(
-            "use_linear_projection"
+        return "cross_attention_dim" in config and not (
+            config.get("addition_embed_type") or config.get("use_linear_projection")
         )
 
     def encode(self, encoders: Sequence[TextEncoder], caption: str) -> Prompt:
@@ -48,13 +49,13 @@ class StableDiffusion1:
         [encoder] = encoders
         return Prompt(encoder.model(encoder.tokens(caption))[0])
 
-    def painter(self, vae: Any, unet: Any, scheduler: Any) -> Any:
+    def painter(self, vae: Any, denoiser: Any, scheduler: Any) -> Any:
         """Without the safety checker, which no base model has to have."""
         return StableDiffusionPipeline(
             vae=vae,
             text_encoder=None,
             tokenizer=None,
-            unet=unet,
+            unet=denoiser,
             scheduler=scheduler,
             safety_checker=None,
             feature_extractor=None,
@@ -65,20 +66,11 @@ class StableDiffusion1:
         """Their states."""
         return {"prompt_embeds": prompt.states, "negative_prompt_embeds": negative.states}
 
-    def state_width(self, encoders: Sequence[TextEncoder]) -> int:
-        """The width of the text encoder."""
-        [encoder] = encoders
-        return int(encoder.model.config.hidden_size)
-
-    def pooled_width(self, unet_config: Mapping[str, Any]) -> int | None:
-        """The UNet asks for no pooled text."""
-        return None
-
     def time_ids(self, shown: Shown) -> tuple[float, ...] | None:
         """The UNet is told the timestep alone."""
         return None
 
-    def kohya_path(self, path: str, unet_config: Mapping[str, Any]) -> str:
+    def kohya_path(self, path: str, config: Mapping[str, Any]) -> str:
         """Kohya's trainer has diffusers' own UNet here."""
         return path
 

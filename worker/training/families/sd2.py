@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.contract.base_model import Family as FamilyName
-from worker.training.families.memory import TextMemory, UnetMemory
+from worker.training.families.memory import DenoiserMemory, TextMemory
 from worker.training.families.sd1 import StableDiffusion1
 
 
@@ -16,7 +16,7 @@ class StableDiffusion2(StableDiffusion1):
     """2.0 and 2.1, with and without `-base`, and what was made from them."""
 
     name: FamilyName = "sd2"
-    memory = UnetMemory(
+    memory = DenoiserMemory(
         workspace=1.0,
         weights_a_rank={"attn": 207_488, "attn-mlp": 382_208},
         saved=0.01,
@@ -34,11 +34,9 @@ class StableDiffusion2(StableDiffusion1):
         text=TextMemory(weights_a_rank=188_416, saved=0.075),
     )
 
-    def owns(self, unet_config: Mapping[str, Any]) -> bool:
+    def owns(self, config: Mapping[str, Any]) -> bool:
         """Its attention blocks are entered by linear layers, and it asks for states alone."""
-        return not unet_config.get("addition_embed_type") and bool(
-            unet_config.get("use_linear_projection")
-        )
+        return not config.get("addition_embed_type") and bool(config.get("use_linear_projection"))
 
     def version_header(self, prediction_type: str) -> dict[str, str]:
         """Version 2: 512 px models predict noise, 768 px ones velocities."""

@@ -9,14 +9,15 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from worker.contract.base_model import Family as FamilyName
 from worker.training.families.block_names import original_path
+from worker.training.families.diffusion_unet import DiffusionUnet
 from worker.training.families.family import Prompt, Shown, TextEncoder, TextPart
-from worker.training.families.memory import UnetMemory
+from worker.training.families.memory import DenoiserMemory
 
 #: Numbers in `time_ids`: three pairs.
 _TIME_IDS = 6
 
 
-class StableDiffusionXL:
+class StableDiffusionXL(DiffusionUnet):
     """XL base 1.0 and what was made from it; not the refiner, which has one text encoder."""
 
     name: FamilyName = "sdxl"
@@ -25,7 +26,7 @@ class StableDiffusionXL:
         TextPart("tokenizer", "text_encoder", CLIPTextModel),
         TextPart("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection),
     )
-    memory = UnetMemory(
+    memory = DenoiserMemory(
         workspace=1.0,
         weights_a_rank={"attn": 1_451_520, "attn-mlp": 2_616_320},
         saved=0.02,
@@ -44,9 +45,9 @@ class StableDiffusionXL:
     )
     reads_unet_config = True
 
-    def owns(self, unet_config: Mapping[str, Any]) -> bool:
+    def owns(self, config: Mapping[str, Any]) -> bool:
         """It asks for pooled text and time ids."""
-        return unet_config.get("addition_embed_type") == "text_time"
+        return config.get("addition_embed_type") == "text_time"
 
     def encode(self, encoders: Sequence[TextEncoder], caption: str) -> Prompt:
         """Both encoders' last hidden states but one; the last encoder's projection, pooled."""
@@ -57,7 +58,7 @@ class StableDiffusionXL:
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return Prompt(states, outputs[-1].text_embeds)
 
-    def painter(self, vae: Any, unet: Any, scheduler: Any) -> Any:
+    def painter(self, vae: Any, denoiser: Any, scheduler: Any) -> Any:
         """Without a watermark."""
         return StableDiffusionXLPipeline(
             vae=vae,
@@ -65,7 +66,7 @@ class StableDiffusionXL:
             text_encoder_2=None,
             tokenizer=None,
             tokenizer_2=None,
-            unet=unet,
+            unet=denoiser,
             scheduler=scheduler,
             add_watermarker=False,
         )
@@ -81,24 +82,20 @@ class StableDiffusionXL:
             "negative_pooled_prompt_embeds": negative.pooled,
         }
 
-    def state_width(self, encoders: Sequence[TextEncoder]) -> int:
-        """The widths of both text encoders together."""
-        return sum(int(encoder.model.config.hidden_size) for encoder in encoders)
-
-    def pooled_width(self, unet_config: Mapping[str, Any]) -> int | None:
+    def pooled_width(self, config: Mapping[str, Any]) -> int | None:
         """What the UNet's embedding takes in beside the embedded time ids."""
         return int(
-            unet_config["projection_class_embeddings_input_dim"]
-            - _TIME_IDS * unet_config["addition_time_embed_dim"]
+            config["projection_class_embeddings_input_dim"]
+            - _TIME_IDS * config["addition_time_embed_dim"]
         )
 
     def time_ids(self, shown: Shown) -> tuple[float, ...] | None:
         """Original size, corner, target size (arXiv:2307.01952, §2.2), height and top first."""
         return tuple(map(float, (*shown.original, *shown.corner, *shown.target)))
 
-    def kohya_path(self, path: str, unet_config: Mapping[str, Any]) -> str:
+    def kohya_path(self, path: str, config: Mapping[str, Any]) -> str:
         """Kohya's trainer has the UNet as it was first released, with its names."""
-        return original_path(path, layers=int(unet_config["layers_per_block"]))
+        return original_path(path, layers=int(config["layers_per_block"]))
 
     def version_header(self, prediction_type: str) -> dict[str, str]:
         """Base 1.0."""

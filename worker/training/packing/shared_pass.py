@@ -11,7 +11,6 @@ from worker.training.adapter_weights import ADAPTER
 from worker.training.base_model import unet_of_same_weights
 from worker.training.conditioning import Conditions
 from worker.training.low_rank import LowRankArithmetic
-from worker.training.objective import sample_losses
 from worker.training.packing.arithmetic import PackedArithmetic
 from worker.training.step import Work, answer, task_of
 
@@ -83,12 +82,12 @@ class SharedPass:
             self._unet,
             works[0].trainee.accelerator,
             torch.cat([task.noisy for task in tasks]),
-            torch.cat([task.timesteps for task in tasks]),
+            torch.cat([task.told for task in tasks]),
             Conditions.joined([task.conditions for task in tasks]),
         )
-        size = len(tasks[0].timesteps)
+        size = len(tasks[0].told)
         return [
-            sample_losses(prediction, task.target, task.weights).sum() * work.share
+            task.losses(prediction).sum() * work.share
             for prediction, task, work in zip(torch.split(said, size), tasks, works, strict=True)
         ]
 
