@@ -1,8 +1,8 @@
 """The pictures of the documentation, taken of a real run: `make pictures`.
 
-A private broker, an S3 server, a receiver, the real worker with a small random base model: one
-job that is done, one that failed, one that trains while the status page is taken. Then the report
-of the finished one. Everything is drawn by headless Chromium.
+A private broker, an S3 server, a receiver, the real worker with the small base model that can
+draw: the demo's job, done; one that failed; one that trains while the status page is taken. Then
+the report of the finished one. Everything is drawn by headless Chromium.
 """
 
 import io
@@ -17,8 +17,15 @@ from PIL import Image
 from tests.browser import Browser
 from tests.live_worker import Site, eventually
 from worker.client.publishing import LoraJobClient
-from worker.demo.backend import MEDIA_BUCKET, RESULTS_BUCKET, make_catalogue, upload
-from worker.demo.pictures import draw_pictures
+from worker.demo.backend import (
+    MEDIA_BUCKET,
+    PARAMETERS,
+    PICTURES,
+    RESULTS_BUCKET,
+    make_catalogue,
+    upload,
+)
+from worker.demo.hatched import draw_hatched
 from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.receiver import Receiver
 from worker.demo.s3_server import S3Server
@@ -30,8 +37,6 @@ PORT = 18_080
 
 #: CSS pixels of a picture, and how many colours it keeps, so that it stays below 150 kB.
 WIDTH, HEIGHT, COLOURS = 1100, 1010, 128
-
-SMALL = {"resolution": 64, "mixed_precision": "no", "learning_rate": 1e-3}
 
 
 def main() -> None:
@@ -47,7 +52,7 @@ def main() -> None:
         folder = Path(name)
         catalogue = make_catalogue(folder)
         site = Site(node.url, s3, MEDIA_BUCKET, RESULTS_BUCKET, receiver, folder, catalogue)
-        images = upload(site.client, draw_pictures(folder / "pictures", 12))
+        images = upload(site.client, draw_hatched(folder / "pictures", PICTURES))
         settings = {
             "HTTP_PORT": str(PORT),
             "DEFAULT_BASE_MODEL": "demo",
@@ -59,20 +64,13 @@ def main() -> None:
             site.worker("-m", "worker.cli", "run", **settings),
             Browser(WIDTH, HEIGHT) as browser,
         ):
-            told = {"webhook_url": receiver.url, "trigger_word": "hatchstyle", "tags": ["hatched"]}
-            done = jobs.submit(
-                style_id=10,
-                images=images,
-                parameters={**SMALL, "max_train_steps": 120, "validation_split": 0.2},
-                **told,
-            )
+            told = {"webhook_url": receiver.url, "tags": ["hatched", "shapes"]}
+            done = jobs.submit(style_id=10, images=images, parameters=PARAMETERS, **told)
             missing = [f"s3://{MEDIA_BUCKET}/training/11/{n}.jpg" for n in range(2)]
             lost = jobs.submit(style_id=11, images=missing, **told)
             for job_id in (done, lost):
                 site.wait_for_end(job_id, 1200)
-            running = jobs.submit(
-                style_id=12, images=images, parameters={**SMALL, "max_train_steps": 600}, **told
-            )
+            running = jobs.submit(style_id=12, images=images, parameters=PARAMETERS, **told)
             eventually(lambda: percent(site, running) >= 40, "the job is well on its way", 1200)
             browser.open(f"http://127.0.0.1:{PORT}/")
             browser.wait_for("document.body.innerText.includes('training')")

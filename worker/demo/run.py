@@ -45,7 +45,7 @@ TOKEN = "demo-token"  # noqa: S105 - a demo's
 SAMPLES = 16
 
 #: The demo gives up after so many seconds.
-LIMIT_SECONDS = 300.0
+LIMIT_SECONDS = 900.0
 
 
 def run_demo(output: Path) -> int:
