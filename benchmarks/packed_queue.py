@@ -23,8 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 from benchmarks.processes import children_cpu_seconds, cpu_seconds
+from tests.fixtures.drawn_pictures import draw_pictures
 from tests.live_worker import Site
-from worker.demo.pictures import draw_pictures
 from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.receiver import Receiver
 from worker.demo.run import journal_problems

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fixtures.drawn_pictures import draw_pictures
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.pipe import TrainCommand
-from worker.demo.pictures import draw_pictures
 from worker.demo.tiny_base_model import Size, make_base_model
 
 #: Settings of diffusers' script that our jobs take over: alpha = rank, no dropout, no previews, no

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from tests.faults.failpoints import Failpoints, Fault
 from tests.faults.trainer_seams import install
+from tests.fixtures.drawn_pictures import draw_pictures
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import FinishedEvent, ImageFile, TrainCommand
-from worker.demo.pictures import draw_pictures
 from worker.demo.tiny_base_model import make_base_model
 from worker.training.base_model import BaseModelShelf
 from worker.training.device import arithmetic_for

@@ -6,7 +6,7 @@ Prints their two paths.
 import sys
 from pathlib import Path
 
-from worker.demo.pictures import draw_pictures
+from tests.fixtures.drawn_pictures import draw_pictures
 from worker.demo.tiny_base_model import make_base_model
 
 if __name__ == "__main__":

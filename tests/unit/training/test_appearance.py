@@ -8,7 +8,7 @@ import numpy
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from worker.demo.pictures import draw_pictures
+from tests.fixtures.drawn_pictures import draw_pictures
 from worker.training.appearance import (
     BLURRED_BELOW,
     NEAR,

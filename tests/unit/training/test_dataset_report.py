@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image, ImageFilter
 
+from tests.fixtures.drawn_pictures import draw_pictures
 from worker.contract.dataset import counts
 from worker.contract.pipe import ImageFile
-from worker.demo.pictures import draw_pictures
 from worker.training.dataset_report import doubled, log_events, picture_reports
 from worker.training.images import Pictures
 

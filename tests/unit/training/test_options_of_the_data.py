@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.fixtures.drawn_pictures import draw_pictures
 from tests.unit.training.builders import command, digests, last_checkpoint, run
-from worker.demo.pictures import draw_pictures
 from worker.training import cache, launch, material, recording, resumable
 from worker.training import step as step_module
 

@@ -8,10 +8,10 @@ import safetensors.torch
 import torch
 
 from benchmarks.counted import step_work
+from tests.fixtures.drawn_pictures import draw_pictures
 from tests.unit.training.builders import build, command, digests, last_checkpoint, run
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepEvent
-from worker.demo.pictures import draw_pictures
 from worker.training import evaluate, resumable
 from worker.training.evaluate import PASSES, fixed_loss, looked_at
 from worker.training.families.sd1 import StableDiffusion1

@@ -8,8 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from tests.fixtures.drawn_pictures import draw_pictures
 from worker.contract.base_model import load_catalogue
-from worker.demo.pictures import draw_pictures
 from worker.demo.tiny_base_model import make_base_model
 
 
