@@ -85,6 +85,30 @@ def test_four_jobs_with_nothing_in_common_but_the_base_end_as_each_does_alone(or
     assert packed[3].company is None
 
 
+def test_jobs_with_pictures_of_a_class_share_passes_each_with_its_own_weight_of_them(
+    tiny_base_model, pictures, tmp_path
+):
+    orders = [
+        command(
+            tiny_base_model,
+            pictures[:3],
+            tmp_path / str(place),
+            class_pictures=pictures[3:5],
+            seed=place,
+            max_train_steps=4,
+            with_prior_preservation=True,
+            class_prompt="a shape",
+            prior_loss_weight=weight,
+        )
+        for place, weight in enumerate((0.25, 2.0))
+    ]
+    separate = [train_alone(side) for side in sides(orders, double=True)]
+    packed = sides(orders, double=True)
+    train_together(packed)
+    assert_same(packed, separate, TOLERANCE[True])
+    assert packed[0].summary["packing"]["mean_company"] == 2
+
+
 def test_with_activations_recomputed_and_other_layers_it_is_the_same(
     tiny_base_model, pictures, tmp_path
 ):
