@@ -29,7 +29,7 @@ from benchmarks.training import machine
 from benchmarks.workload import RESOLUTION, Workload
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel
 from worker.training.device import arithmetic_for, this_device
-from worker.training.packing.pack import Needs
+from worker.training.packing.packed_seat import Needs
 from worker.training.packing.together import Together
 
 #: Jobs at a time.

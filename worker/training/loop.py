@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -88,7 +89,8 @@ def train(
             return reason
         if interlude is not None and interlude.due:
             began = time.monotonic()
-            interlude.draw(still_here)
+            with nullcontext() if trainee.seat is None else trainee.seat.apart():
+                interlude.draw(still_here)
             reported_at += time.monotonic() - began
             continue
         too_large: torch.OutOfMemoryError | None = None

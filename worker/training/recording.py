@@ -48,7 +48,8 @@ class RecordedPass:
         torch.cuda.current_stream().wait_stream(side)
         buffer.grad = None
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Of this thread alone: a neighbour may copy its checkpoint from the device meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._loss = run(self._batch, self._share)
         gradient, buffer.grad = buffer.grad, None
         if gradient is None or expected is None:

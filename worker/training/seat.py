@@ -34,6 +34,10 @@ class Seat:
         """Pass a micro-batch; as `run_pass`."""
         return pass_alone(work)
 
+    def apart(self) -> AbstractContextManager[None]:
+        """Inside, the job computes what is no pass; nobody waits for it."""
+        return nullcontext()
+
     def away(self) -> AbstractContextManager[None]:
         """Inside, the job does what needs no device and no random state."""
         return nullcontext()

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
+import torch
 from pydantic import ValidationError
 
 from worker.contract.errors import ErrorCode, JobError
@@ -210,6 +211,11 @@ class Service:
                 transient=error.transient,
                 detail=traceback.format_exc() if error.__cause__ else "",
             )
+        except torch.AcceleratorError:
+            # Nothing computes in this process any more: its end is tried again, an error is not.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
         except Exception as error:
             return FailedEvent(
                 job_id=command.job_id,

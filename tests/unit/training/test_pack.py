@@ -7,16 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from worker.training.baton import Baton
+from worker.training.baton import Baton, breathe
 from worker.training.packing import pack as module
-from worker.training.packing.pack import Needs, Pack
+from worker.training.packing import packed_seat
+from worker.training.packing.pack import Pack
+from worker.training.packing.packed_seat import Needs
 
 
 @pytest.fixture(autouse=True)
 def passes(mocker):
     """Micro-batches that are names; alone they come to `alone`."""
     mocker.patch.object(module, "likeness", lambda work: work.like)
-    mocker.patch.object(module, "pass_alone", lambda work: f"{work.name} alone")
+    mocker.patch.object(packed_seat, "pass_alone", lambda work: f"{work.name} alone")
 
 
 def work(name, like="same", step=0):
@@ -138,6 +140,49 @@ def test_one_who_is_away_is_not_waited_for_and_others_compute_meanwhile():
     assert len(jobs.losses["a"]) == 3
 
 
+def test_one_who_computes_something_of_its_own_is_not_waited_for_either():
+    jobs, others_done = Jobs(), threading.Event()
+
+    def draw(step):
+        if step == 1:
+            with jobs.seats["a"].apart():
+                while not others_done.is_set():
+                    breathe()
+
+    def tell(step):
+        if step == 2:
+            others_done.set()
+
+    jobs.all(("a", 3), ("b", 3), ("c", 3), a={"at": draw}, b={"at": tell})
+    assert jobs.passed[:2] == ["abc", "bc"]
+    assert len(jobs.losses["a"]) == 3
+
+
+def test_where_the_device_is_of_no_use_any_more_nobody_tries_by_itself():
+    ended = []
+
+    def broken(works):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    jobs = Jobs(broken)
+    jobs.go = threading.Event()
+    noted = jobs.pack.pass_for
+
+    def pass_for(seat, one):
+        try:
+            return noted(seat, one)
+        except torch.AcceleratorError:
+            ended.append(one.name)
+            return "the process ends"
+
+    jobs.pack.pass_for = pass_for
+    for name in "ab":
+        assert jobs.begin(name, 1).wait(30)
+    jobs.go.set()
+    jobs.end()
+    assert len(ended) == 1
+
+
 def test_only_those_that_are_alike_pass_together():
     jobs = Jobs()
     jobs.all(("a", 1), ("b", 1), ("c", 1), ("d", 1), b={"like": "x"}, d={"like": "x"})
@@ -208,6 +253,29 @@ def test_a_job_that_waits_for_room_does_not_wait_when_it_is_to_stop():
     assert jobs.begin("b", 0, needs=needs, stop=lambda: "cancel").wait(30)
     jobs.go.set()
     jobs.end()
+
+
+def test_a_job_that_waits_for_room_is_not_overtaken_by_those_that_need_less():
+    jobs = Jobs()
+    large, small = (Needs(a_pass=size, free=lambda: 100) for size in (60, 40))
+    jobs.go, leave = threading.Event(), threading.Event()
+    assert jobs.begin("a", 1, needs=small).wait(30)
+    assert jobs.begin("b", 1, needs=small, at=lambda step: leave.wait(30)).wait(30)
+    waits = jobs.begin("c", 1, needs=large)
+    assert not waits.wait(0.3)
+    later = jobs.begin("d", 1, needs=small)
+    jobs.go.set()
+    leave.set()
+    assert waits.wait(30)
+    assert later.wait(30)
+    jobs.end()
+    assert jobs.seats["c"].number == 0
+
+
+def test_a_job_that_can_have_no_company_does_not_wait_for_any():
+    pack = Pack(Baton(), together, slots=2, wait_seconds=3600)
+    with pack._baton.held(), pack.seat(Needs(), print, lambda: None, sociable=False) as seat:
+        assert seat.number == 0
 
 
 def test_a_job_waits_for_company_no_longer_than_it_may():

@@ -11,6 +11,7 @@ from tests.unit.training.builders import command, digests, last_checkpoint, run
 from tests.unit.training.together import run_together
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, LogEvent, StageEvent, StoppedEvent
+from worker.training import job
 
 TOLERANCE = 5e-5
 
@@ -135,3 +136,25 @@ def test_a_job_that_fails_before_its_first_step_is_nothing_to_another(orders, tm
     assert ended[1].code is ErrorCode.INVALID_IMAGE
     assert difference(ended[0], expected) == 0
     assert ended[0].metadata["packing"]["mean_company"] == 1
+
+
+def test_a_job_for_whose_pictures_its_neighbours_leave_no_memory_is_tried_again(orders, mocker):
+    one, other = orders("packed")
+    gather = job.gather
+
+    def no_room(order, *args, **kwargs):
+        if order.job_id != other.job_id:
+            return gather(order, *args, **kwargs)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    mocker.patch.object(job, "gather", no_room)
+    (neighbour, refused), _ = run_together([one, other], all_seated=False)
+    assert isinstance(neighbour, FinishedEvent)
+    assert (refused.code, refused.transient) == (ErrorCode.GPU_OUT_OF_MEMORY, True)
+
+
+def test_alone_in_its_trainer_a_job_that_needs_too_much_memory_has_failed(orders, mocker):
+    mocker.patch.object(job, "gather", side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    [order, _] = orders("packed")
+    [refused], _ = run_together([order.model_copy(update={"alone": True})], all_seated=False)
+    assert (refused.code, refused.transient) == (ErrorCode.GPU_OUT_OF_MEMORY, False)

@@ -1,5 +1,6 @@
 """The trainer as a process of its own, over the real pipe."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.live_worker import eventually
 from tests.unit.training.builders import command
@@ -20,6 +22,8 @@ from worker.contract.pipe import (
 from worker.jobs.devices import Share
 from worker.jobs.trainer_process import TrainerProcess
 from worker.jobs.trainer_start import trainer_environment
+from worker.training.ranks import ALONE
+from worker.training.service import Service
 
 
 @pytest.fixture
@@ -70,6 +74,20 @@ def test_sigterm_in_the_middle_leaves_a_checkpoint_and_says_so(
     assert ended.step > 0
     assert Path(ended.checkpoint).exists()
     assert trainer._child.wait(30) == EXIT_CHECKPOINTED
+
+
+def test_an_error_of_the_device_ends_the_process_since_an_end_is_tried_again(
+    tiny_base_model, pictures, tmp_path, mocker
+):
+    ended = mocker.patch("os._exit", side_effect=SystemExit)
+
+    def train(report):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    service = Service(io.BytesIO(), io.BytesIO(), ALONE)
+    with pytest.raises(SystemExit):
+        service._outcome(command(tiny_base_model, pictures, tmp_path), train)
+    ended.assert_called_once_with(1)
 
 
 def test_a_trainer_dies_with_its_supervisor(tmp_path):

@@ -12,7 +12,8 @@ from worker.training.base_model import BaseModelShelf
 from worker.training.device import this_device
 from worker.training.job import run_job
 from worker.training.loop import train
-from worker.training.packing.pack import Needs, Pack
+from worker.training.packing.pack import Pack
+from worker.training.packing.packed_seat import Needs
 from worker.training.packing.together import Together
 from worker.training.step import Lesson, Trainee
 

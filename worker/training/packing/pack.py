@@ -6,22 +6,20 @@ among them, so jobs join and leave between two passes, and the end of one, whate
 nothing to the others.
 """
 
-import hashlib
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from worker.contract.pipe import LogEvent
 from worker.training.baton import Baton, breathe
-from worker.training.launch import prepare_launch
+from worker.training.packing.packed_seat import Needs, PackedSeat
 from worker.training.packing.shared_pass import likeness
-from worker.training.seat import Report, Seat, ShouldStop
-from worker.training.step import Lesson, Trainee, Work, pass_alone
+from worker.training.seat import Report, ShouldStop
+from worker.training.step import Work
 
 #: How often somebody who waits for company or for room looks whether to stop, seconds.
 _TICK_SECONDS = 0.1
@@ -29,25 +27,8 @@ _TICK_SECONDS = 0.1
 #: Share of the free memory that is planned with.
 _USABLE = 0.9
 
-#: Passes by itself, one after another, after which a job's pass is recorded anew.
-_ALONE_AGAIN = 100
-
 #: One pass for micro-batches that are alike; returns what `pass_alone` would for each.
 Shared = Callable[[Sequence[Work]], list[torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class Needs:
-    """GPU memory of a job that is about to train, bytes; on a CPU nothing is asked.
-
-    Attributes:
-        kept: by itself, whoever else trains. a_pass: for its part of a pass.
-        free: what there is now.
-    """
-
-    kept: int = 0
-    a_pass: int = 0
-    free: Callable[[], int] | None = None
 
 
 class Pack:
@@ -68,17 +49,20 @@ class Pack:
         self._baton, self._shared, self._wait_seconds = baton, shared, wait_seconds
         self._changed = threading.Condition()
         self._seats: list[PackedSeat] = []
+        self._in_line: list[object] = []
         self._leads = False
         #: Most micro-batches in one pass; fewer after one that the memory did not suffice for.
         self._most = slots
         self._to_drain = self.drains = False
 
     @contextmanager
-    def seat(self, needs: Needs, report: Report, should_stop: ShouldStop) -> Iterator["PackedSeat"]:
+    def seat(
+        self, needs: Needs, report: Report, should_stop: ShouldStop, *, sociable: bool = True
+    ) -> Iterator[PackedSeat]:
         """A place among those who train, from before the first step to after the last.
 
-        There may have to be room first; then a job that is alone waits for company. Nobody waits
-        who is to stop.
+        There may have to be room first; then a job that is alone waits for company, if it is one
+        that can have any (`sociable`). Nobody waits who is to stop.
         """
         self._wait_for_room(needs, report, should_stop)
         seat = PackedSeat(self, needs, report)
@@ -88,7 +72,8 @@ class Pack:
             self._seats = sorted([*self._seats, seat], key=lambda one: one.number)
             self._changed.notify_all()
         try:
-            self._wait(self._wait_seconds, should_stop, lambda: len(self._seats) > 1)
+            patience = self._wait_seconds if sociable else 0.0
+            self._wait(patience, should_stop, lambda: len(self._seats) > 1)
             yield seat
         finally:
             with self._changed:
@@ -107,7 +92,7 @@ class Pack:
         """Whether several jobs train now."""
         return len(self._seats) > 1
 
-    def pass_for(self, seat: "PackedSeat", work: Work) -> torch.Tensor | None:
+    def pass_for(self, seat: PackedSeat, work: Work) -> torch.Tensor | None:
         """Hand in a micro-batch and wait for its pass; None if it is to be passed by itself."""
         breathe()  # a job that is alone is asked for nothing else, and others want to join it
         with self._changed:
@@ -122,14 +107,19 @@ class Pack:
         return seat.loss
 
     @contextmanager
-    def away(self, seat: "PackedSeat") -> Iterator[None]:
+    def away(self, seat: PackedSeat) -> Iterator[None]:
         """Inside, `seat` does not compute and is not waited for."""
+        with self.apart(seat), self._baton.laid_down():
+            yield
+
+    @contextmanager
+    def apart(self, seat: PackedSeat) -> Iterator[None]:
+        """Inside, `seat` is not waited for; it computes something of its own, and breathes."""
         with self._changed:
             seat.is_away = True
             self._changed.notify_all()
         try:
-            with self._baton.laid_down():
-                yield
+            yield
         finally:
             with self._changed:
                 seat.is_away = False
@@ -160,7 +150,7 @@ class Pack:
                 self._leads = False
                 self._changed.notify_all()
 
-    def _pass_together(self, members: list["PackedSeat"]) -> None:
+    def _pass_together(self, members: list[PackedSeat]) -> None:
         """Pass the micro-batches of `members`, in several passes where memory is short.
 
         Those for whom it cannot be done are left to pass theirs by themselves.
@@ -177,6 +167,8 @@ class Pack:
                 losses = self._shared(works)
             except torch.OutOfMemoryError:
                 too_large = True
+            except torch.AcceleratorError:
+                raise  # the device is of no use to any of them now
             except Exception as error:
                 # Of one of them, or of sharing itself: by itself each finds out what is its own.
                 reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
@@ -195,22 +187,29 @@ class Pack:
             for one, loss in zip(some, losses, strict=True):
                 one.shared(steps, some.index(one), loss)
 
-    def _tell(self, seats: Sequence["PackedSeat"], event: str, **fields: Any) -> None:
+    def _tell(self, seats: Sequence[PackedSeat], event: str, **fields: Any) -> None:
         for one in seats:
             one.report(LogEvent(level="warning", event=event, fields=fields))
 
     def _wait_for_room(self, needs: Needs, report: Report, should_stop: ShouldStop) -> None:
+        me = object()
+        self._in_line.append(me)
+
         def fits() -> bool:
+            if self._in_line[0] is not me:
+                return False  # or a larger job would be overtaken for ever
             if not self._seats or needs.free is None:
                 return True
             others = sum(one.needs.a_pass for one in self._seats)
             return needs.kept + needs.a_pass + others <= _USABLE * needs.free()
 
-        if fits():
-            return
-        fields = {"needs_bytes": needs.kept + needs.a_pass, "beside": len(self._seats)}
-        report(LogEvent(event="job_waits_for_room", fields=fields))
-        self._wait(math.inf, should_stop, fits)
+        try:
+            if not fits():
+                fields = {"needs_bytes": needs.kept + needs.a_pass, "beside": len(self._seats)}
+                report(LogEvent(event="job_waits_for_room", fields=fields))
+                self._wait(math.inf, should_stop, fits)
+        finally:
+            self._in_line.remove(me)
 
     def _wait(self, seconds: float, should_stop: ShouldStop, until: Callable[[], bool]) -> None:
         """Wait without the baton until something is so, but no longer than that."""
@@ -219,81 +218,3 @@ class Pack:
             with self._baton.laid_down(), self._changed:
                 self._changed.wait(_TICK_SECONDS)
             waited += _TICK_SECONDS
-
-
-class PackedSeat(Seat):
-    """The place of a job among others.
-
-    Attributes:
-        number: order in a pass.
-        needs: its memory.
-        work: its micro-batch that waits for a pass. loss: what came of the last one; None if it
-            has to be passed by itself.
-        is_away: whether it is not to be waited for.
-    """
-
-    def __init__(self, pack: Pack, needs: Needs, report: Report) -> None:
-        """Take a seat of `pack`; `report` is told of what becomes of its passes."""
-        self._pack, self.needs, self.report = pack, needs, report
-        self.number = 0
-        self.work: Work | None = None
-        self.loss: torch.Tensor | None = None
-        self.is_away = False
-        self._last: tuple[Sequence[tuple[str, int]], int] = (), 0
-        self._passes = self._companions = self._alone = 0
-        self._prepare: Callable[[], None] = lambda: None
-
-    def prepare(self, trainee: Trainee, lesson: Lesson, report: Report) -> None:
-        """Record a pass as planned while there is nobody to share it with; compile nothing."""
-        if lesson.plan.compiled:
-            lesson.plan = replace(lesson.plan, compiled=False)
-            reason = "a trainer with several slots does not compile"
-            report(LogEvent(level="warning", event="steps_stay_eager", fields={"reason": reason}))
-        self._prepare = lambda: prepare_launch(trainee, lesson, report)
-        if not self._pack.is_shared:
-            self._prepare()
-
-    def take_part(self, work: Work) -> torch.Tensor:
-        """Pass a micro-batch with those of the others, or by itself; as `run_pass`."""
-        self._passes += 1
-        loss = self._pack.pass_for(self, work)
-        if loss is not None:
-            return loss
-        self._companions += 1
-        self._last = (), 0
-        self._alone += 1
-        begins = work.trainee.adapter.buffer.grad is None
-        if self._alone >= _ALONE_AGAIN and begins and work.trainee.recorded is None:
-            self._alone = 0
-            if work.lesson.plan.recorded:
-                self._prepare()
-        return pass_alone(work)
-
-    def shared(self, members: Sequence[tuple[str, int]], place: int, loss: torch.Tensor) -> None:
-        """Its micro-batch went through at `place` among those of `members`.
-
-        Each is told by its job's fingerprint and the steps that it had done.
-        """
-        self.loss, self._alone = loss, 0
-        self._companions += len(members)
-        self._last = members, place
-
-    def away(self) -> AbstractContextManager[None]:
-        """Inside, the others go on without it."""
-        return self._pack.away(self)
-
-    @property
-    def company(self) -> str | None:
-        """Its place in the last pass, and who was beside it and how far."""
-        members, place = self._last
-        if len(members) < 2:
-            return None
-        own = members[place][1]
-        beside = [(mark, step - own) for mark, step in [*members[:place], *members[place + 1 :]]]
-        digest = hashlib.sha256(repr(beside).encode()).hexdigest()[:12]
-        return f"{place + 1} of {len(members)} beside {digest}"
-
-    def summary(self) -> dict[str, Any]:
-        """Slots of the trainer, and how many jobs shared a pass of this one, itself included."""
-        mean = self._companions / self._passes if self._passes else 1.0
-        return {"packing": {"slots": self._pack.slots, "mean_company": round(mean, 2)}}

@@ -4,7 +4,7 @@ Each has a UNet of its own on the base's very weights, with its own adapter: wha
 its passes (looks at the loss, previews, exports) is what it would do alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,13 +12,15 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.errors import ErrorCode, JobError
 from worker.contract.packing import company
 from worker.contract.pipe import TrainCommand
 from worker.training.adapter import remove_adapter, remove_text_adapter
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, Shelf, unet_of_same_weights
 from worker.training.baton import Baton, breathe
 from worker.training.device import Arithmetic, free_memory_bytes
-from worker.training.packing.pack import Needs, Pack
+from worker.training.packing.pack import Pack
+from worker.training.packing.packed_seat import Needs
 from worker.training.packing.shared_pass import SharedPass
 from worker.training.packing.turns import Turns
 from worker.training.seat import Report, Seat, ShouldStop
@@ -42,10 +44,19 @@ class Together:
     def job(
         self, command: TrainCommand, report: Report, should_stop: ShouldStop
     ) -> Iterator[Shelf]:
-        """A job's turn to be here; where it takes its base model from."""
-        whose = None if command.alone else company(command.parameters, command.base_model)
+        """A job's turn to be here; where it takes its base model from.
+
+        Raises:
+            JobError: as the job itself, but that memory which neighbours have may be free later.
+        """
+        whose = _company_of(command)
         with self.baton.held(), self._turns.turn(whose, report, should_stop):
-            yield _OwnTree(self)
+            try:
+                yield _OwnTree(self)
+            except JobError as error:
+                if whose is None or error.code is not ErrorCode.GPU_OUT_OF_MEMORY:
+                    raise
+                raise JobError(error.code, error.message, transient=True) from error
 
     @contextmanager
     def seated(
@@ -57,7 +68,8 @@ class Together:
         should_stop: ShouldStop,
     ) -> Iterator[Seat]:
         """The place of a job among those that train; see `Pack.seat`."""
-        with self.pack.seat(_needs(command, model, lesson), report, should_stop) as seat:
+        needs, sociable = _needs(command, model, lesson), _company_of(command) is not None
+        with self.pack.seat(needs, report, should_stop, sociable=sociable) as seat:
             yield seat
 
     def take_tree(self, entry: BaseModelEntry, arithmetic: Arithmetic) -> LoadedBaseModel:
@@ -117,6 +129,10 @@ class _OwnTree:
         if self._model is not None:
             self._together.give_tree(self._model)
             self._model = None
+
+
+def _company_of(command: TrainCommand) -> Hashable | None:
+    return None if command.alone else company(command.parameters, command.base_model)
 
 
 def _same_weights(one: UNet2DConditionModel, other: UNet2DConditionModel) -> bool:
