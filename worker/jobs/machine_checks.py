@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.contract.base_model import BaseModelEntry
-from worker.jobs.assembly import catalogue_of
 from worker.jobs.devices import Share, visible_gpus
 from worker.jobs.finding import Finding, failed, ok, warning
+from worker.jobs.from_settings import catalogue_of
 from worker.jobs.model_files import folder_of, missing, weight_bytes
 from worker.jobs.stages import SPARE_DISK_BYTES
 from worker.jobs.trainer_start import trainer_environment

@@ -11,8 +11,8 @@ from worker.broker.examination import (
     examine,
     greet,
 )
-from worker.jobs.assembly import s3_store, topology_of
 from worker.jobs.finding import Finding, failed, ok, warning
+from worker.jobs.from_settings import s3_store, topology_of
 from worker.outbound.address import HostList
 from worker.settings import Settings
 from worker.storage.store import ObjectUrl, StorageError
