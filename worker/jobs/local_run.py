@@ -10,9 +10,10 @@ from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.parameters import chosen_base_model
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
+from worker.jobs.claimed_job import Claimed, Interrupted
 from worker.jobs.from_settings import image_fetcher, s3_store, trainer_shares, trainer_slot
 from worker.jobs.record import JobRecord
-from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.jobs.stages import StageRunner
 from worker.settings import Settings
 from worker.storage.local import LocalStore
 

@@ -12,8 +12,9 @@ from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob, parse_message
 from worker.contract.pipe import FinishedEvent, OutputFile, StopCommand
+from worker.jobs.claimed_job import Claimed, Interrupted
 from worker.jobs.record import CheckpointPointer, JobRecord
-from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.jobs.stages import StageRunner
 from worker.storage.bucket_list import BucketList
 from worker.storage.images import ImageFetcher
 from worker.storage.local import LocalStore
