@@ -15,6 +15,7 @@ from worker.jobs.trainer_slot import TrainerSlot
 from worker.jobs.trainer_start import pack_arguments, trainer_command
 from worker.settings import Settings, SettingsError
 from worker.storage.bucket_list import BucketList
+from worker.storage.image_sources import ImageSources
 from worker.storage.images import ImageFetcher
 from worker.storage.s3 import S3Store
 from worker.storage.store import ObjectStore
@@ -49,18 +50,21 @@ def image_fetcher(settings: Settings, s3: ObjectStore, *, allow_files: bool) -> 
         "IMAGE_ALLOWED_BUCKETS",
         lambda: BucketList(settings.image_allowed_buckets, own_bucket=settings.s3_bucket),
     )
-    return named(
+    sources = named(
         "IMAGE_ALLOWED_HOSTS",
-        lambda: ImageFetcher(
+        lambda: ImageSources(
             s3=s3,
             gs_as_s3=settings.s3_endpoint_url is not None,
             buckets=buckets,
             https_hosts=settings.image_allowed_hosts,
             allow_files=allow_files,
             max_bytes=settings.max_image_bytes,
-            parallelism=settings.download_parallelism,
-            deadline_seconds=settings.download_timeout_seconds,
         ),
+    )
+    return ImageFetcher(
+        sources,
+        parallelism=settings.download_parallelism,
+        deadline_seconds=settings.download_timeout_seconds,
     )
 
 
