@@ -12,10 +12,10 @@ from pathlib import Path
 
 import structlog
 
+from worker.contract.base_model_choice import for_base_model
 from worker.contract.captions import chosen_caption
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
-from worker.contract.parameters import for_base_model
 from worker.contract.pipe import (
     CheckpointEvent,
     Event,
