@@ -21,8 +21,6 @@ from worker.broker.delivery import Delivery
 from worker.broker.slot_channel import Settlement, SlotChannel
 from worker.observability import metrics
 
-__all__ = ["Consumer", "Delivery"]
-
 log = structlog.get_logger()
 
 #: Longest time between two looks at slots and commands, seconds; a command ends it at once.
