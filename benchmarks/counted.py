@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from worker.contract.base_model import BaseModelEntry, Family
-from worker.contract.parameters import TARGET_PRESETS, TrainingParameters, for_base_model
+from worker.contract.base_model_choice import for_base_model
+from worker.contract.parameters import TrainingParameters
+from worker.contract.target_modules import TARGET_PRESETS
 from worker.demo.tiny_base_model import random_autoencoder
 from worker.demo.tiny_families import random_denoiser
 from worker.training.adapter import add_adapter, remove_adapter

@@ -18,7 +18,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from benchmarks.objects import Answer, Buckets, Request, RequestKind
 from worker.demo.s3_server import ACCESS_KEY_ID, SECRET_ACCESS_KEY
-from worker.storage.s3 import S3Store, connect
+from worker.storage.s3 import S3Store
+from worker.storage.s3_client import connect
 
 #: Where the counts are read; no bucket can have this name.
 _COUNTS_PATH = "/_counts"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.checker import Arrival
-from worker.storage.s3 import connect
+from worker.storage.s3_client import connect
 
 ROOT = Path(__file__).parents[2]
 

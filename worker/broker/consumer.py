@@ -7,21 +7,18 @@ connection, and everybody else hands it small commands.
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
 import pika
 import pika.exceptions
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
+from worker.broker.command_queue import CommandQueue
 from worker.broker.connection import Backoff, BrokerAddress, why
 from worker.broker.delivery import Delivery
 from worker.broker.slot_channel import Settlement, SlotChannel
 from worker.observability import metrics
-
-__all__ = ["Consumer", "Delivery"]
 
 log = structlog.get_logger()
 
@@ -30,9 +27,6 @@ _PUMP_SECONDS = 0.5
 
 #: A session that has lived so long was not lost in a row with the one before, seconds.
 _STEADY_SECONDS = 30.0
-
-#: Longest time that a caller waits for the broker thread to begin with its command, seconds.
-_COMMAND_SECONDS = 60.0
 
 
 class Consumer:
@@ -83,11 +77,9 @@ class Consumer:
         ]
         self._parameters = address.parameters(name)
         self._thread = threading.Thread(target=self._run, name=f"broker-{name}", daemon=True)
-        self._lock = threading.Lock()
-        self._commands: deque[tuple[Callable[[], bool], Future[bool]]] = deque()
+        self._commands = CommandQueue(self._thread, self._wake)
         self._awake = threading.Event()
         self._closing = threading.Event()
-        self._ended = True
         self._accepting = True
         self._connection: BlockingConnection | None = None
         self._last_session_at = self._seen_alive_at = self._worked_at = 0.0
@@ -100,14 +92,14 @@ class Consumer:
 
     def start(self) -> None:
         """Connect and begin to deliver; returns at once."""
-        self._ended = False
+        self._commands.open()
         self._last_session_at = time.monotonic()
         self._thread.start()
 
     def stop_consuming(self) -> None:
         """Take no further message; those held can still be settled. Returns once that holds."""
         self._accepting = False
-        self._call(self._tend_all)
+        self._commands.call(self._tend_all)
 
     def close(self) -> None:
         """Disconnect; what is still held goes back to its queue. Returns at once, see `join`."""
@@ -146,7 +138,7 @@ class Consumer:
 
     def free(self, slot: int) -> None:
         """The slot takes its next message. What it holds unsettled goes back to its queue."""
-        self._submit(lambda: self._free(self._slots[slot]))
+        self._commands.submit(lambda: self._free(self._slots[slot]))
 
     @property
     def silent_seconds(self) -> float:
@@ -168,7 +160,7 @@ class Consumer:
     def message_count(self, queue: str) -> int | None:
         """Messages ready in a queue; None without a session, or where there is no such queue."""
         counted: list[int] = []
-        self._call(lambda: self._count(queue, counted))
+        self._commands.call(lambda: self._count(queue, counted))
         return counted[0] if counted else None
 
     # --- commands
@@ -186,31 +178,11 @@ class Consumer:
         slot = self._slots[delivery.slot]
         if slot.generation != delivery.generation:
             return False
-        return self._call(lambda: slot.settle(delivery, how))
+        return self._commands.call(lambda: slot.settle(delivery, how))
 
     def _free(self, slot: SlotChannel) -> bool:
         slot.free()
         return True
-
-    def _call(self, command: Callable[[], bool]) -> bool:
-        if threading.current_thread() is self._thread:
-            return command()
-        future = self._submit(command)
-        try:
-            return future.result(_COMMAND_SECONDS)
-        except TimeoutError:
-            # Not begun: it never will be. Begun: it ends soon, the heartbeat sees to that.
-            return False if future.cancel() else future.result()
-
-    def _submit(self, command: Callable[[], bool]) -> "Future[bool]":
-        future: Future[bool] = Future()
-        with self._lock:
-            if self._ended:
-                future.set_result(False)
-                return future
-            self._commands.append((command, future))
-        self._wake()
-        return future
 
     def _wake(self) -> None:
         self._awake.set()
@@ -222,15 +194,7 @@ class Consumer:
 
     def _run_commands(self) -> None:
         self.beat_at = time.monotonic()
-        while self._commands:
-            command, future = self._commands.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(command())
-            except BaseException:
-                future.set_result(False)
-                raise
+        self._commands.run()
 
     # --- the broker thread
 
@@ -252,9 +216,7 @@ class Consumer:
             if time.monotonic() - began > _STEADY_SECONDS:
                 backoff.reset()
             self._wait(backoff.next_seconds())
-        with self._lock:
-            self._ended = True
-        self._run_commands()
+        self._commands.close()
 
     def _session(self) -> None:
         """Connect, declare and serve until closed. Raises whatever ends the connection."""

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from worker.cli.outcome import EXIT_UNAVAILABLE, refuse_settings, settings_or_exit
-from worker.jobs.fitness import Finding, examine_all
+from worker.jobs.finding import Finding
+from worker.jobs.fitness import examine_all
 from worker.observability.logging import configure_logging
 from worker.settings import SettingsError
 

@@ -12,7 +12,7 @@ from worker.cli.outcome import (
     settings_or_exit,
 )
 from worker.contract.base_model import BaseModelEntry
-from worker.jobs.assembly import catalogue_of
+from worker.jobs.from_settings import catalogue_of
 from worker.jobs.model_files import digest, folder_of, missing, pull, weight_bytes
 from worker.settings import SettingsError
 

@@ -19,9 +19,9 @@ from worker.cli.outcome import (
     row,
     settings_or_exit,
 )
-from worker.jobs.assembly import topology_of
 from worker.jobs.control import announce_cancel
 from worker.jobs.decide import describe
+from worker.jobs.from_settings import topology_of
 from worker.jobs.outbox import OutboxMessage
 from worker.jobs.replay import fresh_event, fresh_job, job_id_of
 from worker.jobs.runner import look

@@ -7,7 +7,7 @@ import typer
 
 from worker.contract.job import JOB_ID_PATTERN
 from worker.contract.text import printable
-from worker.jobs.assembly import s3_store
+from worker.jobs.from_settings import s3_store
 from worker.jobs.record import JobRecord
 from worker.settings import EXIT_SETTINGS, Settings, SettingsError, load_settings
 

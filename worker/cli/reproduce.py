@@ -19,7 +19,7 @@ from worker.contract.errors import InvalidJob, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.manifest import Manifest
 from worker.contract.pipe import FinishedEvent
-from worker.jobs.assembly import catalogue_of, image_fetcher, s3_store
+from worker.jobs.from_settings import catalogue_of, image_fetcher, s3_store
 from worker.jobs.local_run import train_locally
 from worker.jobs.reproduction import (
     Comparison,

@@ -8,7 +8,7 @@ import typer
 from worker.broker.connection import BrokerAddress
 from worker.broker.examination import BrokerNotReached, BrokerRefuses, apply, examine
 from worker.cli.outcome import EXIT_UNAVAILABLE, complain, settings_or_exit
-from worker.jobs.assembly import topology_of
+from worker.jobs.from_settings import topology_of
 from worker.observability.logging import configure_logging
 
 topology_app = typer.Typer(help="The broker's queues.", no_args_is_help=True)

@@ -28,8 +28,8 @@ from worker.contract.job import ParsedMessage, parse_message
 from worker.contract.openapi import openapi
 from worker.contract.pipe import FinishedEvent
 from worker.contract.schema import json_schema
-from worker.jobs.assembly import catalogue_of
 from worker.jobs.fitness import refuse_to_start
+from worker.jobs.from_settings import catalogue_of
 from worker.jobs.job_folder import sweep
 from worker.jobs.local_run import pictures_in, train_locally
 from worker.jobs.record import Result

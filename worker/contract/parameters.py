@@ -1,6 +1,5 @@
 """Which knobs does a job have? `parameters` of the message: names, defaults, bounds, aliases."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -15,32 +14,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from worker.contract.base_model import BaseModelEntry, Family
-from worker.contract.combinations import DEFAULT_LEARNING_RATE, base_model_conflicts, conflicts
-from worker.contract.errors import InvalidJob
+from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 from worker.contract.other_names import document_other_names
-
-#: Projections of the text in attention that joins text and picture.
-TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-
-#: Named sets of linear layers of the denoiser that get an adapter.
-TARGET_PRESETS: dict[str, tuple[str, ...]] = {
-    "attn": ("to_q", "to_k", "to_v", "to_out.0"),
-    "attn-mlp": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
-}
-
-#: The same for families whose blocks have more of them, as in diffusers' scripts.
-_PRESETS_OF: dict[Family, dict[tuple[str, ...], tuple[str, ...]]] = {
-    "sd3": {
-        TARGET_PRESETS["attn"]: (*TARGET_PRESETS["attn"], *TEXT_STREAM),
-        TARGET_PRESETS["attn-mlp"]: (
-            *TARGET_PRESETS["attn-mlp"],
-            *TEXT_STREAM,
-            "ff_context.net.0.proj",
-            "ff_context.net.2",
-        ),
-    }
-}
+from worker.contract.target_modules import TARGET_PRESETS
 
 #: The names that `diffusers.optimization.get_scheduler` knows and that need no further arguments.
 SchedulerName = Literal[
@@ -320,39 +296,6 @@ class TrainingParameters(BaseModel):
                 ],
             )
         return self
-
-
-def chosen_base_model(
-    parameters: TrainingParameters, catalogue: Mapping[str, BaseModelEntry], default: str
-) -> BaseModelEntry:
-    """The base model that a job asks for, or the operator's default.
-
-    Raises:
-        InvalidJob: it is not in the catalogue, or cannot be trained with these parameters.
-    """
-    name = parameters.base_model or default
-    entry = catalogue.get(name)
-    if entry is None:
-        known = ", ".join(sorted(catalogue))
-        what = f"{name!r} is not in this worker's catalogue; it has {known}"
-        raise InvalidJob([("parameters.base_model", what)])
-    if found := base_model_conflicts(dict(for_base_model(parameters, entry)), entry.family):
-        raise InvalidJob([(f"parameters.{field}", what) for field, what in found])
-    return entry
-
-
-def for_base_model(parameters: TrainingParameters, base: BaseModelEntry) -> TrainingParameters:
-    """`parameters` with what depends on the base model.
-
-    Where the job says no resolution it is the base model's, and a preset names the layers that it
-    has in this family.
-    """
-    update: dict[str, Any] = {}
-    if layers := _PRESETS_OF.get(base.family, {}).get(parameters.target_modules):
-        update["target_modules"] = layers
-    if "resolution" not in parameters.model_fields_set:
-        update["resolution"] = base.usual_resolution
-    return parameters.model_copy(update=update) if update else parameters
 
 
 def held_out_count(validation_split: float, pictures: int) -> int:

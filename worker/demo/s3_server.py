@@ -8,7 +8,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-from worker.storage.s3 import S3Store, connect
+from worker.storage.s3 import S3Store
+from worker.storage.s3_client import connect
 
 #: The server takes any credentials; these are what the demo and the tests send.
 ACCESS_KEY_ID = "demo"

@@ -14,7 +14,7 @@ from pathlib import Path
 from worker.demo.backend import PICTURES, make_catalogue, publish, upload
 from worker.demo.hatched import draw_hatched
 from worker.settings import load_settings
-from worker.storage.s3 import connect
+from worker.storage.s3_client import connect
 
 #: How long broker and store may take to come up, seconds.
 PATIENCE_SECONDS = 120.0

@@ -1,11 +1,10 @@
-"""How do settings become a worker's parts? Every part that needs one is built here, once."""
+"""How is a worker put together? What its jobs and events share, and what each is given of it."""
 
 import os
 import socket
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 from pydantic import SecretStr
@@ -14,12 +13,21 @@ from worker.broker.connection import BrokerAddress
 from worker.broker.consumer import Consumer
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
-from worker.contract.base_model import BaseModelEntry, CatalogueError, load_catalogue
+from worker.contract.base_model import BaseModelEntry
 from worker.contract.events import ENDPOINTS, ProgressBody, idempotency_key
 from worker.jobs.attempt import AttemptRules, Attempts
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.control import RunningJobs
-from worker.jobs.devices import Share, shares, visible_gpus
+from worker.jobs.devices import Share
+from worker.jobs.from_settings import (
+    catalogue_of,
+    image_fetcher,
+    named,
+    s3_store,
+    topology_of,
+    trainer_shares,
+    trainer_slot,
+)
 from worker.jobs.health import Health
 from worker.jobs.intake import Intake
 from worker.jobs.outbox import Outbox, OutboxSender
@@ -28,21 +36,16 @@ from worker.jobs.runner import JobRunner
 from worker.jobs.stages import StageRunner
 from worker.jobs.surroundings import Surroundings
 from worker.jobs.trainer_slot import TrainerSlot
-from worker.jobs.trainer_start import pack_arguments, trainer_command
 from worker.observability.activity import Activity
 from worker.observability.http_server import StatusServer
 from worker.settings import Settings, SettingsError
-from worker.storage.bucket_list import BucketList
-from worker.storage.images import ImageFetcher
 from worker.storage.s3 import S3Store
-from worker.storage.store import ObjectStore, ObjectUrl
+from worker.storage.store import ObjectUrl
 from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed
 from worker.webhooks.client import WebhookClient
 from worker.webhooks.retry import RetrySchedule
 
 log = structlog.get_logger()
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,21 @@ def assemble(settings: Settings) -> Parts:
     Raises:
         SettingsError: a setting cannot work; the sentence names its variable.
     """
-    allow_list = _named(
+    allow_list = named(
         "WEBHOOK_ALLOWED_HOSTS",
         lambda: WebhookAllowList(
             settings.webhook_allowed_hosts, require_https=settings.environment == "production"
         ),
     )
     _check_webhook_base(settings, allow_list)
-    address = _named(
+    address = named(
         "RABBITMQ_URL",
         lambda: BrokerAddress(
             settings.broker_url, heartbeat_seconds=settings.rabbitmq_heartbeat_seconds
         ),
     )
     # The token alone first: the client complains of it and of the signing secret alike.
-    _named(
+    named(
         "INTERNAL_API_TOKEN",
         lambda: WebhookClient(_secret(settings.internal_api_token), allow_list=allow_list),
     )
@@ -110,9 +113,9 @@ def assemble(settings: Settings) -> Parts:
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
         shares=trainer_shares(settings),
         catalogue=catalogue_of(settings),
-        store=_named("S3_ENDPOINT_URL", lambda: s3_store(settings)),
+        store=named("S3_ENDPOINT_URL", lambda: s3_store(settings)),
         allow_list=allow_list,
-        client=_named(
+        client=named(
             "WEBHOOK_SIGNING_SECRET",
             lambda: WebhookClient(
                 _secret(settings.internal_api_token),
@@ -124,18 +127,6 @@ def assemble(settings: Settings) -> Parts:
         topology=topology_of(settings),
         address=address,
         publisher=Publisher(address, name="publisher"),
-    )
-
-
-def topology_of(settings: Settings) -> Topology:
-    """The names and kinds of the queues."""
-    return Topology(
-        queue=settings.rabbitmq_queue,
-        queue_type=settings.rabbitmq_queue_type,
-        parked_seconds=settings.parked_seconds,
-        dead_max_messages=settings.dead_letter_max_messages,
-        job_retry_seconds=settings.job_retry_seconds,
-        events_retry_seconds=settings.webhook_retry_seconds,
     )
 
 
@@ -238,103 +229,12 @@ def trainer_slots(parts: Parts, command: Sequence[str] | None) -> list[TrainerSl
     ]
 
 
-def trainer_slot(
-    settings: Settings,
-    share: Share,
-    max_jobs: int,
-    command: Sequence[str] | None,
-    *,
-    at_a_time: int = 1,
-) -> TrainerSlot:
-    """One place for a trainer of so many jobs at a time; nothing is started yet."""
-    program = command or trainer_command(share.processes)
-    return TrainerSlot(
-        share=share,
-        allow_hub=settings.allow_model_hub,
-        max_jobs=max_jobs,
-        start_timeout_seconds=settings.trainer_start_timeout_seconds,
-        command=(*program, *pack_arguments(at_a_time, settings.pack_wait_seconds)),
-        most_at_a_time=at_a_time,
-    )
-
-
-def s3_store(settings: Settings) -> S3Store:
-    """The store; no request is made yet."""
-    return S3Store(
-        endpoint_url=settings.s3_endpoint_url, timeout_seconds=settings.s3_timeout_seconds
-    )
-
-
-def image_fetcher(settings: Settings, s3: ObjectStore, *, allow_files: bool) -> ImageFetcher:
-    """What fetches pictures, within the operator's limits."""
-    buckets = _named(
-        "IMAGE_ALLOWED_BUCKETS",
-        lambda: BucketList(settings.image_allowed_buckets, own_bucket=settings.s3_bucket),
-    )
-    return _named(
-        "IMAGE_ALLOWED_HOSTS",
-        lambda: ImageFetcher(
-            s3=s3,
-            gs_as_s3=settings.s3_endpoint_url is not None,
-            buckets=buckets,
-            https_hosts=settings.image_allowed_hosts,
-            allow_files=allow_files,
-            max_bytes=settings.max_image_bytes,
-            parallelism=settings.download_parallelism,
-            deadline_seconds=settings.download_timeout_seconds,
-        ),
-    )
-
-
-def catalogue_of(settings: Settings) -> dict[str, BaseModelEntry]:
-    """The base models that jobs may name. Raises `SettingsError`."""
-    try:
-        catalogue = load_catalogue(settings.base_models_file)
-    except CatalogueError as error:
-        raise SettingsError([f"BASE_MODELS_FILE is not valid: {error}"]) from None
-    if settings.default_base_model not in catalogue:
-        raise SettingsError(
-            [
-                f"DEFAULT_BASE_MODEL {settings.default_base_model!r} is not in "
-                f"{settings.base_models_file}; it has {', '.join(sorted(catalogue))}"
-            ]
-        )
-    return catalogue
-
-
-def trainer_shares(settings: Settings) -> list[Share]:
-    """How this machine is divided among trainers. Raises `SettingsError`."""
-    gpus = visible_gpus(settings.cuda_visible_devices)
-    if not gpus and settings.environment == "production":
-        raise SettingsError(
-            ["CUDA_VISIBLE_DEVICES shows no GPU; production needs one (driver, --gpus all?)"]
-        )
-    if not gpus:
-        log.warning("no_gpu", device="cpu", note="training on the CPU is for trying things out")
-    try:
-        return shares(
-            gpus,
-            trainers_per_gpu=settings.trainers_per_gpu,
-            gpus_per_trainer=settings.gpus_per_trainer,
-        )
-    except ValueError as error:
-        raise SettingsError([str(error)]) from None
-
-
 def _check_webhook_base(settings: Settings, allow_list: WebhookAllowList) -> None:
     if settings.webhook_base_url:
         try:
             allow_list.check(settings.webhook_base_url)
         except WebhookNotAllowed as error:
             raise SettingsError([f"WEBHOOK_BASE_URL is not allowed: {error}"]) from None
-
-
-def _named(variable: str, build: Callable[[], _T]) -> _T:
-    """What `build` gives; what it cannot use is a complaint about `variable`."""
-    try:
-        return build()
-    except ValueError as error:
-        raise SettingsError([f"{variable} is not valid: {error}"]) from None
 
 
 def _secret(value: SecretStr | None) -> str | None:

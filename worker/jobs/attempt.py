@@ -11,6 +11,7 @@ from worker.broker.topology import Topology
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.events import FailedBody, ProgressBody
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
+from worker.jobs.claimed_job import Claimed, Interrupted
 from worker.jobs.conclusion import completed_result
 from worker.jobs.control import RunningJobs
 from worker.jobs.held_delivery import HeldDelivery
@@ -20,7 +21,7 @@ from worker.jobs.lease_keeper import LeaseKeeper
 from worker.jobs.place import Turn
 from worker.jobs.progress import ProgressReporter
 from worker.jobs.record import LastError, Lease, LostLease, Result
-from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.jobs.stages import StageRunner
 from worker.observability.activity import Activity, JobActivity
 from worker.storage.images import FetchedImage
 from worker.storage.store import StoredObject

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import structlog
 
-from worker.broker.consumer import Delivery
+from worker.broker.delivery import Delivery
 from worker.broker.publisher import Publisher, PublishFailed
 from worker.broker.topology import Topology
 from worker.observability import metrics

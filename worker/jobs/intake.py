@@ -8,9 +8,9 @@ import structlog
 
 from worker.broker.delivery import Delivery
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.base_model_choice import chosen_base_model
 from worker.contract.errors import ErrorCode, InvalidJob
 from worker.contract.job import ParsedMessage, TrainingJob, parse_message
-from worker.contract.parameters import chosen_base_model
 from worker.jobs.conclusion import ended_result
 from worker.jobs.record import JobRecord, Result
 from worker.webhooks.allow_list import WebhookAllowList, WebhookNotAllowed

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.base_model_choice import chosen_base_model
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
-from worker.contract.parameters import chosen_base_model
 from worker.contract.pipe import FinishedEvent, StageEvent, StepEvent, StopCommand, StoppedEvent
-from worker.jobs.assembly import image_fetcher, s3_store, trainer_shares, trainer_slot
+from worker.jobs.claimed_job import Claimed, Interrupted
+from worker.jobs.from_settings import image_fetcher, s3_store, trainer_shares, trainer_slot
 from worker.jobs.record import JobRecord
-from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.jobs.stages import StageRunner
 from worker.settings import Settings
 from worker.storage.local import LocalStore
 

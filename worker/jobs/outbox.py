@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from worker.broker.consumer import Delivery
+from worker.broker.delivery import Delivery
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.events import ENDPOINTS, EventName, ProgressBody, idempotency_key

@@ -7,10 +7,10 @@ import structlog
 
 from worker.broker.publisher import PublishFailed
 from worker.broker.topology import Topology
+from worker.contract.base_model_choice import for_base_model
 from worker.contract.errors import ErrorCode, InvalidJob
 from worker.contract.events import ProgressBody
 from worker.contract.packing import company
-from worker.contract.parameters import for_base_model
 from worker.jobs.attempt import Attempts, Ended
 from worker.jobs.conclusion import Conclusion
 from worker.jobs.decide import (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from worker.broker.consumer import Delivery
+from worker.broker.delivery import Delivery
 
 log = structlog.get_logger()
 

@@ -3,21 +3,19 @@
 Only training needs a trainer.
 """
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
-from worker.contract.base_model import BaseModelEntry
+from worker.contract.base_model_choice import for_base_model
 from worker.contract.captions import chosen_caption
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
-from worker.contract.parameters import for_base_model
 from worker.contract.pipe import (
     CheckpointEvent,
     Event,
@@ -31,53 +29,18 @@ from worker.contract.pipe import (
     StoppedEvent,
     TrainCommand,
 )
-from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
+from worker.jobs.checkpoints import fetch_newest, store_newest
+from worker.jobs.claimed_job import Claimed
 from worker.jobs.trainer_files import own_file, own_name
 from worker.jobs.trainer_slot import TrainerSlot
 from worker.observability import metrics, tracing
 from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
-from worker.storage.store import ObjectMissing, ObjectStore, ObjectUrl, StorageError
+from worker.storage.store import ObjectStore, StorageError
 
 log = structlog.get_logger()
 
 #: Free space that a job needs beside its pictures, bytes: checkpoints and outputs.
 SPARE_DISK_BYTES = 512 * 1024 * 1024
-
-
-@dataclass
-class Claimed:
-    """A job that is ours: what it asks for, and where it stands.
-
-    Attributes:
-        on_event: told of stages and steps, for progress.
-        on_checkpoint: told of each checkpoint's step, and whether it was stored.
-        should_stop: looked at between and in stages.
-        checkpoint: the newest checkpoint's pointer and its etag, moved on as checkpoints are
-            stored.
-        fetched: its pictures, if they were fetched before it was ours.
-        alone: it shares its passes with no other job.
-    """
-
-    job: TrainingJob
-    epoch: int
-    record: JobRecord
-    folder: Path
-    base_model: BaseModelEntry
-    on_event: Callable[[StageEvent | StepEvent], None]
-    should_stop: Callable[[], StopCommand | None]
-    checkpoint: tuple[CheckpointPointer, str] | None
-    fetched: Sequence[FetchedImage] | None = None
-    alone: bool = False
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    on_checkpoint: Callable[[int, bool], None] = lambda _step, _stored: None
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """The job was told to stop between two steps of ours; nothing needs saving."""
-
-    def __init__(self, command: StopCommand) -> None:
-        super().__init__(command.reason)
-        self.command = command
 
 
 @dataclass(frozen=True)
@@ -117,7 +80,7 @@ class StageRunner:
             self._prepare(claimed)
         with stage("downloading", claimed):
             images = self._download(claimed)
-            resume_from = self._download_checkpoint(claimed)
+            resume_from = fetch_newest(self.store, claimed)
         return self._train(claimed, slot, images, resume_from)
 
     def store_files(self, claimed: Claimed, finished: FinishedEvent) -> None:
@@ -147,7 +110,7 @@ class StageRunner:
         found = claimed.fetched or self._fetch(
             job, claimed.folder / "images", lambda: claimed.should_stop() is not None
         )
-        _stop_here(claimed)
+        claimed.stop_here()
         problems = [item for item in found if isinstance(item, ImageProblem)]
         if problems:
             raise JobError(
@@ -165,40 +128,10 @@ class StageRunner:
     ) -> Sequence[FetchedImage | ImageProblem]:
         return self.fetcher.fetch(job.wanted_images, folder, should_stop=should_stop)
 
-    def _download_checkpoint(self, claimed: Claimed) -> str | None:
-        while claimed.checkpoint is not None:
-            try:
-                return self._fetch_checkpoint(claimed, claimed.checkpoint[0])
-            except ObjectMissing:
-                # Its worker was not dead, only slow: it has left a newer one and deleted this.
-                missing, claimed.checkpoint = claimed.checkpoint, claimed.record.checkpoint()
-                if claimed.checkpoint == missing:
-                    log.warning("checkpoint_missing", url=missing[0].url)
-                    break
-        return None
-
-    def _fetch_checkpoint(self, claimed: Claimed, pointer: CheckpointPointer) -> str | None:
-        path = claimed.folder / "checkpoints" / "resumed.safetensors"
-        url = ObjectUrl.parse(pointer.url)
-        try:
-            fetched = self.store.download(url, path, max_bytes=2**34)
-        except ObjectMissing:
-            raise
-        except StorageError as error:
-            if error.transient:
-                raise _storage_error(error) from None
-            log.warning("checkpoint_not_readable", url=pointer.url, reason=str(error))
-            return None
-        if fetched.sha256 != pointer.sha256:
-            log.warning("checkpoint_damaged", url=pointer.url)
-            return None
-        log.info("checkpoint_found", step=pointer.step)
-        return str(path)
-
     def _train(
         self, claimed: Claimed, slot: TrainerSlot, images: list[ImageFile], resume_from: str | None
     ) -> FinishedEvent | StoppedEvent:
-        _stop_here(claimed)
+        claimed.stop_here()
         job = claimed.job
         command = TrainCommand(
             job_id=job.job_id,
@@ -233,7 +166,7 @@ class StageRunner:
                 case StepEvent():
                     claimed.on_event(event)
                 case CheckpointEvent():
-                    self._store_checkpoint(claimed, event)
+                    store_newest(self.store, claimed, event)
 
         return slot.train(
             command,
@@ -242,36 +175,10 @@ class StageRunner:
             time_limit_seconds=min(asked, self.time_limit_seconds),
         )
 
-    def _store_checkpoint(self, claimed: Claimed, event: CheckpointEvent) -> None:
-        """Upload, move the pointer, delete the old one last. A failure costs this one only."""
-        path = own_file(event.path, claimed.folder)
-        url = claimed.record.keys.checkpoint_file(claimed.epoch, event.step)
-        old = claimed.checkpoint
-        try:
-            digest = _sha256(path)
-            self.store.upload(url, path, content_type="application/octet-stream", sha256_hex=digest)
-            pointer = CheckpointPointer(
-                step=event.step, epoch=claimed.epoch, url=str(url), sha256=digest
-            )
-            claimed.checkpoint = (
-                pointer,
-                claimed.record.point_to(pointer, old[1] if old else None),
-            )
-            log.info("checkpoint_stored", step=event.step, bytes=path.stat().st_size)
-            claimed.on_checkpoint(event.step, True)
-            if old is not None and old[0].url != str(url):
-                self.store.delete(ObjectUrl.parse(old[0].url))
-        except (StorageError, OSError) as error:
-            log.warning("checkpoint_not_stored", step=event.step, reason=str(error))
-            claimed.on_checkpoint(event.step, False)
-        except LostLease:
-            # The lease decides who owns the job; its keeper will stop this one.
-            log.warning("checkpoint_pointer_was_moved", step=event.step)
-
     def _upload(self, claimed: Claimed, finished: FinishedEvent) -> None:
         prefix = claimed.record.keys.output_prefix(claimed.epoch)
         for file in finished.files:
-            _stop_here(claimed)
+            claimed.stop_here()
             try:
                 self.store.upload(
                     prefix.child(own_name(file.name)),
@@ -290,7 +197,7 @@ class StageRunner:
 @contextmanager
 def stage(name: Stage, claimed: Claimed) -> Iterator[None]:
     """Say that a stage of the supervisor began and, if it went well, ended."""
-    _stop_here(claimed)
+    claimed.stop_here()
     began = StageEvent(stage=name, status="started")
     claimed.on_event(began)
     log_stage(began)
@@ -343,21 +250,3 @@ def _unless_drained(
         return None if command and command.reason == "drain" else command
 
     return stop
-
-
-def _stop_here(claimed: Claimed) -> None:
-    if command := claimed.should_stop():
-        raise Interrupted(command)
-
-
-def _storage_error(error: StorageError) -> JobError:
-    return JobError(
-        ErrorCode.TRAINING_FAILED,
-        f"The job is tried again, because the store could not be used: {error}",
-        transient=True,
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ import pika
 import pytest
 
 from worker.broker.connection import BrokerAddress
-from worker.broker.consumer import Consumer, Delivery
+from worker.broker.consumer import Consumer
+from worker.broker.delivery import Delivery
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 

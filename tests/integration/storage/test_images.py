@@ -12,7 +12,8 @@ from tests.fixtures.servers import drip, raw_answer, raw_server
 from tests.fixtures.tls import server_context
 from worker.storage import images
 from worker.storage.bucket_list import BucketList
-from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem, caption_key
+from worker.storage.image_sources import ImageSources, caption_key
+from worker.storage.images import FetchedImage, ImageFetcher, ImageProblem
 from worker.storage.s3 import S3Store
 from worker.storage.store import ObjectStore, ObjectUrl, StoreUnavailable
 
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def fetcher(store: ObjectStore, **changes: Any) -> ImageFetcher:
+def fetcher(store: ObjectStore, *, deadline_seconds: float = 20, **changes: Any) -> ImageFetcher:
     settings: dict[str, Any] = {
         "s3": store,
         "gs_as_s3": False,
@@ -36,10 +37,9 @@ def fetcher(store: ObjectStore, **changes: Any) -> ImageFetcher:
         "https_hosts": (),
         "allow_files": False,
         "max_bytes": 1000,
-        "parallelism": 4,
-        "deadline_seconds": 20,
     }
-    return ImageFetcher(**settings | changes)
+    sources = ImageSources(**settings | changes)
+    return ImageFetcher(sources, parallelism=4, deadline_seconds=deadline_seconds)
 
 
 def put(store: ObjectStore, bucket: str, key: str, body: bytes) -> str:

@@ -17,6 +17,7 @@ from tests.fixtures.tls import server_context
 from tests.url_tricks import TRICKS
 from worker.demo.receiver import Receiver, Reply
 from worker.storage.bucket_list import BucketList
+from worker.storage.image_sources import ImageSources
 from worker.storage.images import FetchedImage, ImageFetcher
 from worker.storage.local import LocalStore
 from worker.webhooks.allow_list import WebhookAllowList
@@ -113,12 +114,14 @@ def test_a_name_that_is_allowed_is_looked_up_once_and_reached_at_what_was_found(
 
 def fetcher(folder: Path, *hosts: str) -> ImageFetcher:
     return ImageFetcher(
-        s3=LocalStore(folder / "store"),
-        gs_as_s3=False,
-        buckets=BucketList((), own_bucket="results"),
-        https_hosts=hosts,
-        allow_files=False,
-        max_bytes=1000,
+        ImageSources(
+            s3=LocalStore(folder / "store"),
+            gs_as_s3=False,
+            buckets=BucketList((), own_bucket="results"),
+            https_hosts=hosts,
+            allow_files=False,
+            max_bytes=1000,
+        ),
         parallelism=1,
         deadline_seconds=5,
     )

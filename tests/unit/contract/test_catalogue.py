@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from worker.contract.base_model import CatalogueError, load_catalogue
-from worker.contract.parameters import TrainingParameters, for_base_model
+from worker.contract.base_model_choice import for_base_model
+from worker.contract.parameters import TrainingParameters
 
 
 def test_the_shipped_catalogue_is_valid():

@@ -7,11 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from worker.contract.base_model import BaseModelEntry, Family
+from worker.contract.base_model_choice import chosen_base_model, for_base_model
 from worker.contract.combinations import DEFAULT_LEARNING_RATE, conflicts
 from worker.contract.errors import InvalidJob
 from worker.contract.job import parse_message
 from worker.contract.parameter_names import NOT_OFFERED
-from worker.contract.parameters import TrainingParameters, chosen_base_model, for_base_model
+from worker.contract.parameters import TrainingParameters
 
 
 def refused(**parameters):

@@ -15,6 +15,7 @@ from worker.jobs.reproduction import (
     pictures_by_source,
 )
 from worker.storage.bucket_list import BucketList
+from worker.storage.image_sources import ImageSources
 from worker.storage.images import ImageFetcher
 from worker.storage.local import LocalStore
 
@@ -48,12 +49,14 @@ def manifest(finished, folder) -> Manifest:
 
 def fetcher(tmp_path) -> ImageFetcher:
     return ImageFetcher(
-        s3=LocalStore(tmp_path / "store", buckets=["media"]),
-        gs_as_s3=False,
-        buckets=BucketList((), own_bucket="results"),
-        https_hosts=(),
-        allow_files=True,
-        max_bytes=1000,
+        ImageSources(
+            s3=LocalStore(tmp_path / "store", buckets=["media"]),
+            gs_as_s3=False,
+            buckets=BucketList((), own_bucket="results"),
+            https_hosts=(),
+            allow_files=True,
+            max_bytes=1000,
+        ),
         parallelism=2,
         deadline_seconds=5,
     )

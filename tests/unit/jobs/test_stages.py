@@ -12,9 +12,11 @@ from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob, parse_message
 from worker.contract.pipe import FinishedEvent, OutputFile, StopCommand
+from worker.jobs.claimed_job import Claimed, Interrupted
 from worker.jobs.record import CheckpointPointer, JobRecord
-from worker.jobs.stages import Claimed, Interrupted, StageRunner
+from worker.jobs.stages import StageRunner
 from worker.storage.bucket_list import BucketList
+from worker.storage.image_sources import ImageSources
 from worker.storage.images import ImageFetcher
 from worker.storage.local import LocalStore
 from worker.storage.store import ObjectUrl
@@ -66,12 +68,14 @@ def store(tmp_path):
 @pytest.fixture
 def stages(store):
     fetcher = ImageFetcher(
-        s3=store,
-        gs_as_s3=False,
-        buckets=BucketList((), own_bucket="results"),
-        https_hosts=(),
-        allow_files=True,
-        max_bytes=10_000,
+        ImageSources(
+            s3=store,
+            gs_as_s3=False,
+            buckets=BucketList((), own_bucket="results"),
+            https_hosts=(),
+            allow_files=True,
+            max_bytes=10_000,
+        ),
         parallelism=2,
         deadline_seconds=10,
     )

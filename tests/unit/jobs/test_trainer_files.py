@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from worker.contract.errors import JobError
-from worker.jobs.attempt import job_folder
+from worker.jobs.job_folder import job_folder
 from worker.jobs.trainer_files import own_file, own_name
 
 

@@ -2,8 +2,8 @@
 
 import sys
 
-from worker.jobs.assembly import trainer_slot
 from worker.jobs.devices import Share
+from worker.jobs.from_settings import trainer_slot
 from worker.jobs.trainer_start import pack_arguments, trainer_command, trainer_environment
 from worker.settings import load_settings
 

@@ -18,7 +18,7 @@ import structlog
 from tests.canaries import CANARIES, leaks
 from worker.observability.logging import configure_logging, job_context
 from worker.settings import load_settings
-from worker.storage.s3 import connect
+from worker.storage.s3_client import connect
 
 #: With characters that JSON, Python and addresses each escape in their own way.
 SECRET = 'p"a\\s/s wörd+&%'

@@ -9,7 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.counted import _as_on_a_gpu, _saved, encoder_work, packed_work, step_work
 from worker.contract.base_model import BaseModelEntry
-from worker.contract.parameters import TrainingParameters, for_base_model
+from worker.contract.base_model_choice import for_base_model
+from worker.contract.parameters import TrainingParameters
 from worker.demo.tiny_families import random_denoiser
 from worker.training.adapter import add_adapter, add_text_adapter
 from worker.training.families.known import FAMILIES

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
-from worker.contract.parameters import TARGET_PRESETS
+from worker.contract.target_modules import TARGET_PRESETS
 
 UnetMaker = Callable[..., UNet2DConditionModel]
 

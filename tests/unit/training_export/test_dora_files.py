@@ -12,7 +12,7 @@ from tests.unit.training_export.conftest import UnetMaker
 from tests.unit.training_export.test_files import export, header, load_in_one_line
 from tests.unit.training_export.test_verify import rewrite
 from worker.contract.errors import JobError
-from worker.contract.parameters import TARGET_PRESETS
+from worker.contract.target_modules import TARGET_PRESETS
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
 from worker.training.verify import verify_adapter
 

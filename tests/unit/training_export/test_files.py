@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 
 from tests.unit.training_export.conftest import UnetMaker
-from worker.contract.parameters import TARGET_PRESETS
+from worker.contract.target_modules import TARGET_PRESETS
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE, export_adapter
 
 TRAINING = {"learning_rate": "0.0001", "train_batch_size": "2", "resolution": "64"}

@@ -14,8 +14,10 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from peft import LoraConfig
 
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.base_model_choice import for_base_model
 from worker.contract.errors import JobError
-from worker.contract.parameters import TARGET_PRESETS, TrainingParameters, for_base_model
+from worker.contract.parameters import TrainingParameters
+from worker.contract.target_modules import TARGET_PRESETS
 from worker.demo.tiny_families import make_family, random_denoiser
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE, export_adapter
 from worker.training.families.block_names import original_path

@@ -12,7 +12,7 @@ import torch
 from tests.unit.training_export.conftest import UnetMaker
 from tests.unit.training_export.test_files import export
 from worker.contract.errors import ErrorCode, JobError
-from worker.contract.parameters import TARGET_PRESETS
+from worker.contract.target_modules import TARGET_PRESETS
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
 from worker.training.verify import verify_adapter
 

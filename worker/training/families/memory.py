@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.contract.parameters import TARGET_PRESETS, TEXT_STREAM, TrainingParameters
+from worker.contract.parameters import TrainingParameters
+from worker.contract.target_modules import TARGET_PRESETS, TEXT_STREAM
 
 #: How a forward pass is made: as it is, with dropout in the adapter, or activations recomputed.
 PassKind = Literal["plain", "dropout", "checkpointing"]

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from worker.contract.base_model import BaseModelEntry
-from worker.jobs import fitness
+from worker.jobs import machine_checks
 from worker.jobs.model_files import digest, folder_of, missing, weight_bytes
 from worker.settings import load_settings
 
@@ -15,7 +15,7 @@ GPU = {"ok": True, "reason": "", "name": "H200", "cuda": "13.0"}
 
 def tried(answer):
     program = f"print({json.dumps(answer)!r})" if isinstance(answer, dict) else answer
-    return fitness.try_gpu("0", "580.1", (sys.executable, "-c", program))
+    return machine_checks.try_gpu("0", "580.1", (sys.executable, "-c", program))
 
 
 def test_a_gpu_that_computes_is_named_with_its_memory_and_driver():
@@ -48,20 +48,20 @@ def test_a_gpu_that_does_not_compute_fails(answer, says):
 
 def test_the_real_check_says_that_there_is_no_gpu_here(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = fitness.try_gpu("", "none")
+    found = machine_checks.try_gpu("", "none")
     assert found.verdict == "failed"
     assert "sees no CUDA device" in found.sentence
 
 
 def test_memory_is_the_lesser_of_the_machines_and_the_containers(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    available = fitness.available_memory_bytes(tmp_path / "meminfo", tmp_path)
+    available = machine_checks.available_memory_bytes(tmp_path / "meminfo", tmp_path)
     assert available == 8000 * 1024
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("2000000\n")
-    assert fitness.available_memory_bytes(tmp_path / "meminfo", tmp_path) == 3_000_000
+    assert machine_checks.available_memory_bytes(tmp_path / "meminfo", tmp_path) == 3_000_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert fitness.available_memory_bytes(tmp_path / "meminfo", tmp_path) == available
+    assert machine_checks.available_memory_bytes(tmp_path / "meminfo", tmp_path) == available
 
 
 @pytest.fixture
@@ -83,19 +83,20 @@ def settings_with(model, **changes):
 
 def test_memory_that_the_model_does_not_fit_into_fails(model, mocker):
     settings = settings_with(model)
-    mocker.patch.object(fitness, "available_memory_bytes", return_value=14)
-    [found] = fitness.memory(settings)
+    mocker.patch.object(machine_checks, "available_memory_bytes", return_value=14)
+    [found] = machine_checks.memory(settings)
     assert (found.verdict, "tiny alone has" in found.sentence) == ("failed", True)
-    mocker.patch.object(fitness, "available_memory_bytes", return_value=20)
-    assert fitness.memory(settings)[0].verdict == "ok"
-    [found] = fitness.memory(settings_with(model, trainers_per_gpu=2))
+    mocker.patch.object(machine_checks, "available_memory_bytes", return_value=20)
+    assert machine_checks.memory(settings)[0].verdict == "ok"
+    [found] = machine_checks.memory(settings_with(model, trainers_per_gpu=2))
     assert (found.verdict, "2 trainers" in found.sentence) == ("warning", True)
 
 
 def test_only_the_default_models_files_are_a_reason_not_to_start(model):
-    found = {f.sentence.split()[0]: f.verdict for f in fitness.model_files(settings_with(model))}
+    findings = machine_checks.model_files(settings_with(model))
+    found = {f.sentence.split()[0]: f.verdict for f in findings}
     assert found == {"tiny": "ok", "base": "warning"}
-    [other] = [f for f in fitness.model_files(settings_with(model)) if f.verdict == "warning"]
+    [other] = [f for f in findings if f.verdict == "warning"]
     assert "nobody/nothing is neither a folder here nor in the hub's cache" in other.sentence
 
 
@@ -146,23 +147,8 @@ def test_a_model_of_the_hub_is_found_in_its_cache_by_revision(model, tmp_path, m
 def test_jobs_at_a_time_need_a_disk_for_all_of_them(monkeypatch, tmp_path, mocker):
     monkeypatch.setenv("WORK_DIR", str(tmp_path))
     usage = mocker.patch("shutil.disk_usage")
-    usage.return_value.free = 2 * fitness.SPARE_DISK_BYTES
-    assert [found.verdict for found in fitness.disk(load_settings())] == ["ok"]
+    usage.return_value.free = 2 * machine_checks.SPARE_DISK_BYTES
+    assert [found.verdict for found in machine_checks.disk(load_settings())] == ["ok"]
     monkeypatch.setenv("PACK_SLOTS", "8")
-    [found] = fitness.disk(load_settings())
+    [found] = machine_checks.disk(load_settings())
     assert (found.verdict, "PACK_SLOTS=8 needs 4096 MiB" in found.sentence) == ("warning", True)
-
-
-@pytest.mark.parametrize(
-    ("environment", "buckets", "found"),
-    [("production", "", ["warning"]), ("production", "media", []), ("development", "", [])],
-)
-def test_in_production_a_message_that_may_name_any_bucket_is_worth_a_word(
-    monkeypatch, environment, buckets, found
-):
-    monkeypatch.setenv("ENVIRONMENT", environment)
-    monkeypatch.setenv("INTERNAL_API_TOKEN", "token")
-    monkeypatch.setenv("IMAGE_ALLOWED_BUCKETS", buckets)
-    findings = fitness.pictures(load_settings())
-    assert [one.verdict for one in findings] == found
-    assert all("IMAGE_ALLOWED_BUCKETS" in one.sentence for one in findings)
