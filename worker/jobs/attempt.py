@@ -106,6 +106,7 @@ class Attempts:
         except LostLease:
             held.park()
             return None
+        turn.claimed()
         log.info("job_taken_up", epoch=lease.epoch, attempt=lease.attempts)
         keeper = LeaseKeeper(
             order.record,

@@ -44,7 +44,7 @@ class Child(Protocol):
         ...
 
     def send(self, line: bytes) -> None:
-        """Tell it something. Raises `JobError` if it has ended."""
+        """Tell it something, if it still hears; returns at once."""
         ...
 
     def died(self, otherwise: str) -> JobError:
@@ -106,7 +106,7 @@ class Conversation:
                 raise self._child.give_up("it did not stop when told to")
 
     def stop(self, command: StopCommand) -> None:
-        """Have this job stop, and no other. Raises `JobError` if the trainer has ended."""
+        """Have this job stop, and no other."""
         about = {"job_id": self.job_id}
         self._child.send(command.model_copy(update=about).line())
 

@@ -9,9 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from worker.jobs.quota import JobQuota
 from worker.jobs.sharing import AtTrainer, Trainee
 from worker.jobs.trainer_slot import TrainerSlot
+
+log = structlog.get_logger()
 
 #: Slots of the consumer for each job that a trainer has at a time: one trains, one comes or goes.
 SLOTS_A_JOB = 2
@@ -53,7 +57,8 @@ class Place:
         self._slots, self._ahead_seconds, self._changed = slots, ahead_seconds, changed
         self._condition = threading.Condition()
         self._listening: int | None = None
-        self._waiting: int | None = None
+        self._waiting: set[int] = set()
+        self._reserved: set[int] = set()
         self._training: dict[int, Trainee] = {}
         self._nearly_done: set[int] = set()
         self._gave_back_at: float | None = None
@@ -68,7 +73,7 @@ class Place:
         one whose trainer has the least to do goes first, and last one that looks ahead.
         """
         with self._condition:
-            if self._waiting is not None or self._listening not in (None, slot):
+            if self._waiting or self._listening not in (None, slot):
                 return None
             has_room = self._at_trainer().has_room
             if not (self._looks_again() if has_room else self._looks_ahead()):
@@ -81,7 +86,9 @@ class Place:
     def taken(self, slot: int) -> None:
         """`slot` has a message."""
         with self._condition:
-            self._listening, self._waiting = None, slot
+            self._listening = None
+            self._waiting.add(slot)
+            self._reserved.add(slot)
 
     # --- the threads of the slots
 
@@ -97,14 +104,20 @@ class Place:
                 return True
             # A job that has waited may turn out to be another kind than it was before.
             if self._training.pop(slot, None) is not None:
-                self._quota.wait_again()
-                self._waiting = slot
+                self._waiting.add(slot)
             if not self._at_trainer().may_begin(job):
                 return False
-            self._quota.begin()
-            self._training[slot], self._waiting = job, None
+            self._training[slot] = job
+            self._waiting.discard(slot)
             self._gave_back_at = None
             return True
+
+    def claimed(self, slot: int) -> None:
+        """The job of `slot` is ours: one of those that this run may begin."""
+        with self._condition:
+            if slot in self._reserved:
+                self._reserved.discard(slot)
+                self._quota.begin()
 
     def wait(self, slot: int, job: Trainee, unwanted: Callable[[], bool]) -> bool:
         """Take the turn of `slot` when it comes.
@@ -139,6 +152,9 @@ class Place:
         try:
             if slot in self._training:
                 self.trainer.recycle()
+        except OSError as error:
+            # The next job starts one, or fails; this one is done with it.
+            log.warning("trainer_not_started", reason=str(error))
         finally:
             self._leave(slot)
 
@@ -183,10 +199,11 @@ class Place:
             if self._training.pop(slot, None) is not None:
                 self._nearly_done.discard(slot)
                 self._gave_back_at = None
-            elif self._waiting != slot:
+            elif slot not in self._waiting:
                 return
-            if self._waiting == slot:
-                self._waiting = None
+            self._waiting.discard(slot)
+            if slot in self._reserved:
+                self._reserved.discard(slot)
                 self._quota.give_back()
             self._condition.notify_all()
         self._changed()
@@ -210,6 +227,10 @@ class Turn:
     def wait(self, job: Trainee, unwanted: Callable[[], bool]) -> bool:
         """See `Place.wait`."""
         return self._place.wait(self._slot, job, unwanted)
+
+    def claimed(self) -> None:
+        """See `Place.claimed`."""
+        self._place.claimed(self._slot)
 
     def expect_end(self, seconds: float) -> None:
         """See `Place.expect_end`."""

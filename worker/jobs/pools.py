@@ -81,14 +81,18 @@ def job_pool(
     )
 
     def handle(delivery: Delivery) -> None:
-        held = HeldDelivery(
-            delivery,
-            consumer=consumer,
-            publisher=parts.publisher,
-            topology=topology,
-            hand_over_after_seconds=settings.handover_after_seconds,
-        )
-        runner.handle(held, Turn(place_of(delivery.slot), delivery.slot))
+        turn = Turn(place_of(delivery.slot), delivery.slot)
+        try:
+            held = HeldDelivery(
+                delivery,
+                consumer=consumer,
+                publisher=parts.publisher,
+                topology=topology,
+                hand_over_after_seconds=settings.handover_after_seconds,
+            )
+            runner.handle(held, turn)
+        finally:
+            turn.end()  # or the place would wait for ever for a delivery that could not be held
 
     places += [
         Place(

@@ -32,16 +32,10 @@ class JobQuota:
             self._reserved -= 1
 
     def begin(self) -> None:
-        """A reserved job is begun; it counts whatever becomes of it."""
+        """A reserved job is claimed; it counts whatever becomes of it."""
         with self._lock:
             self._reserved -= 1
             self._begun += 1
-
-    def wait_again(self) -> None:
-        """A job that was begun has to wait for its turn once more."""
-        with self._lock:
-            self._reserved += 1
-            self._begun -= 1
 
     @property
     def used_up(self) -> bool:

@@ -1,8 +1,8 @@
 """The trainer: a child process that is started, talked to about its jobs, and ended."""
 
 import collections
-import contextlib
 import os
+import queue
 import signal
 import subprocess
 import threading
@@ -89,7 +89,7 @@ class TrainerProcess:
             start_new_session=True,
         )
         self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
-        self._write_lock = threading.Lock()
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._conversations: dict[str, Conversation] = {}
         self._over = self._end_is_logged = False
@@ -99,6 +99,7 @@ class TrainerProcess:
         self.suspect = False
         threading.Thread(target=self._read_events, name="trainer-events", daemon=True).start()
         threading.Thread(target=self._read_stderr, name="trainer-stderr", daemon=True).start()
+        threading.Thread(target=self._write_lines, name="trainer-commands", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -185,8 +186,7 @@ class TrainerProcess:
             # The listener failed: nobody hears of this job any more, and it need not train on.
             self.suspect = True
             if self.jobs_now > 1:
-                with contextlib.suppress(JobError):
-                    conversation.stop(StopCommand(reason="cancel"))
+                conversation.stop(StopCommand(reason="cancel"))
             raise
         else:
             self._note_end(of_the_job_alone=True, finished=isinstance(ended, FinishedEvent))
@@ -196,16 +196,11 @@ class TrainerProcess:
                 del self._conversations[conversation.job_id]
 
     def send(self, line: bytes) -> None:
-        """Write a line to the child. Raises `TrainerDied` if it has ended."""
-        stdin = self._child.stdin
-        assert stdin is not None  # noqa: S101 - opened with PIPE above
-        try:
-            with self._write_lock:
-                stdin.write(line)
-                stdin.flush()
-        except (OSError, ValueError):
-            self._child.wait()
-            raise self.died("its pipe is closed") from None
+        """Have a line written to the child, without waiting until it reads.
+
+        A job's clocks go on whatever another one's long command waits for.
+        """
+        self._lines.put(line)
 
     def died(self, otherwise: str) -> TrainerDied:
         """The error that says how the child ended; `otherwise` if it has not."""
@@ -228,12 +223,7 @@ class TrainerProcess:
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """End an idle child: close its input, then kill what is left."""
-        with self._write_lock:
-            if self._child.stdin and not self._child.stdin.closed:
-                try:
-                    self._child.stdin.close()
-                except OSError:
-                    log.debug("trainer_input_was_closed", pid=self.pid)
+        self._lines.put(None)
         try:
             self._child.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -288,6 +278,18 @@ class TrainerProcess:
                 conversation.hear(event)
         if not concerned and isinstance(event, LogEvent):
             write_down(event)
+
+    def _write_lines(self) -> None:
+        assert self._child.stdin is not None  # noqa: S101 - opened with PIPE above
+        try:
+            with self._child.stdin as stdin:
+                while (line := self._lines.get()) is not None:
+                    stdin.write(line)
+                    stdin.flush()
+        except OSError:
+            # It has ended, or reads no more: either way no command reaches it.
+            log.debug("trainer_input_was_closed", pid=self.pid)
+            self.kill()
 
     def _read_stderr(self) -> None:
         assert self._child.stderr is not None  # noqa: S101 - opened with PIPE above

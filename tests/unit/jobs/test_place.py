@@ -172,11 +172,12 @@ def test_a_message_that_needs_no_trainer_leaves_the_turn_to_others(place, traine
     assert both(place) == [0, None]
 
 
-def test_a_trainer_that_cannot_be_replaced_does_not_keep_the_turn(place, trainer, mocker):
+def test_a_trainer_that_cannot_be_replaced_is_nothing_to_the_job_that_has_finished(
+    place, trainer, mocker
+):
     mocker.patch.object(trainer, "recycle", side_effect=OSError("no process can be started"))
     train_in(place, 0)
-    with pytest.raises(OSError, match="no process"):
-        place.end(0)
+    place.end(0)
     train_in(place, 1)
 
 

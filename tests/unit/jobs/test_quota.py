@@ -25,6 +25,7 @@ def test_a_worker_for_one_job_takes_no_second_one_ahead():
     assert only.priority(0) == 0
     only.taken(0)
     assert only.begin(0, JOB)
+    only.claimed(0)
     only.expect_end(0, 1)
     assert only.priority(1) is None
     only.end(0)
@@ -62,6 +63,7 @@ def test_a_job_that_waited_in_vain_for_its_turn_may_be_another_one():
     only.priority(0)
     only.taken(0)
     only.begin(0, JOB)
+    only.claimed(0)
     only.expect_end(0, 1)
     assert only.priority(1) == -1
     only.taken(1)
@@ -72,6 +74,17 @@ def test_a_job_that_waited_in_vain_for_its_turn_may_be_another_one():
     assert not quota.reserve()
 
 
+def test_a_job_that_had_its_turn_and_turned_out_to_be_none_does_not_count():
+    quota = JobQuota(1)
+    only = place(quota)
+    only.priority(0)
+    only.taken(0)
+    only.begin(0, JOB)
+    only.end(0)
+    assert not quota.used_up
+    assert quota.reserve()
+
+
 def test_a_job_that_turns_out_to_be_of_another_kind_is_counted_once():
     quota = JobQuota(2)
     only = place(quota)
@@ -79,7 +92,29 @@ def test_a_job_that_turns_out_to_be_of_another_kind_is_counted_once():
     only.taken(0)
     only.begin(0, Trainee("j"))
     assert only.begin(0, Trainee("j", company="those of its kind"))
+    only.claimed(0)
+    only.claimed(0)
     only.end(0)
     assert quota.reserve()
     assert not quota.reserve()
     assert not quota.used_up
+
+
+def test_one_that_has_to_wait_again_leaves_another_one_that_waits_its_own_count():
+    quota = JobQuota(4)
+    trainer = Trainer()
+    trainer.slots = 3
+    shared = Place(trainer, slots=3, ahead_seconds=30, changed=lambda: None, quota=quota)
+    for slot in (0, 1):
+        shared.priority(slot)
+        shared.taken(slot)
+        assert shared.begin(slot, Trainee(str(slot), "X"))
+    shared.claimed(0)
+    shared.priority(2)
+    shared.taken(2)
+    # Before it is claimed, the second one turns out to be one that trains alone.
+    assert not shared.begin(1, Trainee("1", None))
+    assert [shared.priority(slot) for slot in range(6)] == [None] * 6
+    for slot in (2, 1, 0):
+        shared.end(slot)
+    assert [quota.reserve() for _ in range(4)] == [True, True, True, False]

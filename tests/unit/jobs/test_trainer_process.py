@@ -3,15 +3,30 @@
 import os
 import signal
 import sys
+import threading
 
 import pytest
 
 from tests import standin_trainer as standin
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import FinishedEvent, StepEvent, StopCommand, StoppedEvent, TrainCommand
+from worker.jobs import conversation
 from worker.jobs.devices import Share
 from worker.jobs.trainer_process import TrainerDied, TrainerProcess
 from worker.jobs.trainer_slot import TrainerSlot
+
+#: A trainer that reads the beginning of its input and then stands still.
+STILL = """
+import sys, time
+from worker.contract.pipe import ReadyEvent
+ready = ReadyEvent(
+    pid=1, device="cpu", device_name="CPU", device_memory_bytes=0, versions={}, slots=4
+)
+sys.stdout.buffer.write(ready.line())
+sys.stdout.flush()
+sys.stdin.buffer.raw.read(200)
+time.sleep(3600)
+"""
 
 STANDIN = (sys.executable, "-m", "tests.standin_trainer")
 
@@ -152,3 +167,35 @@ def test_a_trainer_killed_from_outside_is_noticed(slot, tmp_path):
 
     with pytest.raises(TrainerDied, match="SIGKILL"):
         train(slot, order(tmp_path, steps=50_000), should_stop=kill)
+
+
+def test_a_long_command_that_nobody_reads_does_not_stop_another_jobs_clock(tmp_path, mocker):
+    mocker.patch.object(conversation, "STOP_SECONDS", 0.5)
+    trainer = TrainerProcess(dict(os.environ), command=(sys.executable, "-c", STILL))
+    trainer.wait_ready(60)
+    ends = {}
+
+    def train(name, **fields):
+        with pytest.raises(TrainerDied) as caught:
+            trainer.train(
+                order(tmp_path, job_id=name, **fields),
+                print,
+                should_stop=lambda: None,
+                time_limit_seconds=1,
+            )
+        ends[name] = caught.value
+
+    jobs = [
+        threading.Thread(target=train, args=("first",), daemon=True),
+        threading.Thread(
+            target=train, args=("long",), kwargs={"trigger_word": "x" * 300_000}, daemon=True
+        ),
+    ]
+    try:
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join(30)
+        assert ends.keys() == {"first", "long"}
+    finally:
+        trainer.kill()

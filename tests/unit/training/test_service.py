@@ -51,7 +51,7 @@ def test_one_warm_process_serves_job_after_job_and_survives_bad_input(
         *("lora_weights.safetensors", "lora_weights.kohya.safetensors"),
         *("metrics.jsonl", "README.md", "report.html", "manifest.json"),
     }
-    trainer._send(b"this is not a command\n")
+    trainer.send(b"this is not a command\n")
     with pytest.raises(JobError) as caught:
         train(trainer, command(tiny_base_model, pictures, tmp_path / "2", target_modules=["x"]))
     assert caught.value.code is ErrorCode.INVALID_JOB
