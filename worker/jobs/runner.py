@@ -162,11 +162,12 @@ class JobRunner:
             log.info("job_waits_for_trainer", pictures_fetched=fetched is not None)
             if turn.wait(trainee, unwanted):
                 self._act(order, held, turn, fetched)
-            elif unwanted():
+                return
+            log.info("job_given_back")
+            if unwanted():
                 held.requeue()
             else:
                 # As a copy: a quorum queue counts what comes back, and drops what does too often.
-                log.info("job_given_back")
                 held.move(self._topology.resume)
 
     def _lease(self, order: Order, claim: Claim, found: Snapshot) -> Lease:

@@ -63,7 +63,7 @@ def orders_of(worker, event, **fields):
 
 def test_jobs_share_one_trainer_and_each_ends_as_its_own(site, jobs):
     long, short = jobs(3), jobs(5, {"max_train_steps": 5}, first_style=20)
-    with site.worker(**PACKED) as worker:
+    with site.worker(**PACKED, PREFETCH_SECONDS="0") as worker:
         all_train(site, worker, long)
         publish(site, short)
         for message in short:
