@@ -1,6 +1,8 @@
 """Regional `torch.compile`: the UNet's repeated blocks, compiled, and as written after a job."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -29,3 +31,15 @@ def forget_compiled_blocks(unet: UNet2DConditionModel) -> None:
     """Let every block run as it is written again; nothing happens where none was compiled."""
     for module in unet.modules():
         module._compiled_call_impl = None
+
+
+@contextmanager
+def as_written(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, nothing of `model` runs compiled: not at shapes that training does not have.
+
+    Where nothing is, torch's switch is left alone. It is the whole process's, and jobs that share a
+    trainer (which compiles nothing) would set it back in another order than they set it.
+    """
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        yield

@@ -11,6 +11,7 @@ from PIL import Image
 
 from worker.training.base_model import LoadedBaseModel
 from worker.training.baton import breathe
+from worker.training.compiling import as_written
 
 #: Steps of the sampler, and how strongly it follows the prompt.
 STEPS = 25
@@ -106,7 +107,7 @@ def at_rest(model: LoadedBaseModel) -> Iterator[None]:
     for part in parts:
         part.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with as_written(model.unet):
             yield
     finally:
         for part, training in zip(parts, before, strict=True):

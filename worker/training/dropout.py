@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from diffusers import UNet2DConditionModel
 
+from worker.training.compiling import as_written
+
 
 class Dropping(Protocol):
     """Layers that drop some of their one input, each its own.
@@ -58,7 +60,7 @@ class Masks:
         for group, note in zip(self._groups, notes, strict=True):
             group.mask, group.noted = None, note
         try:
-            with torch.compiler.set_stance("force_eager"):
+            with as_written(unet):
                 unet.forward(*args, **kwargs)
         finally:
             for group in self._groups:

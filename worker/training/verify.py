@@ -13,6 +13,7 @@ from worker.contract.errors import ErrorCode, JobError
 from worker.training.adapter_state import text_encoder_name, unet_names, weights_of
 from worker.training.adapter_weights import ADAPTER
 from worker.training.baton import breathe
+from worker.training.compiling import as_written
 from worker.training.conditioning import random_conditions
 from worker.training.export import KOHYA_FILE
 from worker.training.families.known import family_of
@@ -132,7 +133,7 @@ def _run(unet: Any) -> torch.Tensor:
     conditions = random_conditions(family, config, generator)
     device, dtype = unet.device, unet.dtype
     # Compiled blocks round otherwise than the fresh, uncompiled ones.
-    with torch.compiler.set_stance("force_eager"):
+    with as_written(unet):
         output: torch.Tensor = unet(
             sample.to(device, dtype),
             timestep=torch.tensor([500], device=device),
