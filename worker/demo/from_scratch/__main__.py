@@ -20,7 +20,7 @@ from worker.demo.from_scratch.autoencoder import train_autoencoder
 from worker.demo.from_scratch.painter import assemble, train_painter
 
 #: Optimizer steps of the stages.
-AUTOENCODER_STEPS, PAINTER_STEPS = 2_600, 7_000
+AUTOENCODER_STEPS, PAINTER_STEPS = 2_600, 8_500
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from worker.demo.scenes import Scene, draw_scene, random_scene
 SCENES, CHUNK = 32_000, 4_000
 
 #: Samples of a step.
-BATCH = 32
+BATCH = 64
 
 #: Timesteps in which shapes take form, and the share of samples from these alone. With more noise
 #: only colours can be told, which are learned soon.
