@@ -102,6 +102,8 @@ class Conversation:
                 if stop is not None:
                     self.stop(stop)
                     stop_sent_at = now
+            elif self._watch.is_held_up:
+                stop_sent_at = now  # it cannot obey before its neighbour has loaded or exported
             elif event is None and now - stop_sent_at > STOP_SECONDS:
                 raise self._child.give_up("it did not stop when told to")
 

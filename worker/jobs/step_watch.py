@@ -49,6 +49,11 @@ class StepWatch:
         if self._last_step_at is not None:
             self._last_step_at = now
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether a neighbour does what steps may have to wait for."""
+        return bool(self._held_up_by)
+
     def silent_seconds(self, now: float) -> float | None:
         """How long there was no step, if that is too long."""
         if self._held_up_by or self._last_step_at is None:
