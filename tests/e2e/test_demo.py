@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from worker.contract.manifest import Manifest
+
 
 def test_the_demo_ends_with_an_adapter_a_clean_journal_and_a_report_that_shows_the_style(tmp_path):
     answer = subprocess.run(
@@ -32,6 +34,8 @@ def test_the_demo_ends_with_an_adapter_a_clean_journal_and_a_report_that_shows_t
     report = Path(summary["report"])
     assert report.name == "report.html"
     assert report.read_text(encoding="utf-8").count("data:image/") >= 2 * 3
+    manifest = Manifest.model_validate_json((report.parent / "manifest.json").read_bytes())
+    assert manifest.job_id == summary["job_id"]
     previews = sorted((report.parent / "previews").glob("*.png"))
     assert [path.name.partition("_")[0] for path in previews] == ["after"] * 3 + ["before"] * 3
     assert all(Image.open(path).size == (128, 128) for path in previews)

@@ -23,6 +23,7 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from worker.contract.manifest import MANIFEST_FILE, REPORT_FILE
 from worker.demo.backend import (
     MODEL_FOLDER,
     PICTURES,
@@ -82,7 +83,9 @@ def run_demo(output: Path) -> int:
         adapter_url = complete["model_url"]
         adapter = _download(store, adapter_url, output)
         scaling = load_back(output / MODEL_FOLDER, adapter)
-        report = _download(store, complete["metadata"]["report_url"], output)
+        report_url = complete["metadata"]["report_url"]
+        report = _download(store, report_url, output)
+        manifest = _download(store, report_url.replace(REPORT_FILE, MANIFEST_FILE), output)
         for preview in complete["metadata"]["previews"]:
             for name in ("before", "after"):
                 _download(store, preview[name], output / "previews")
@@ -96,7 +99,13 @@ def run_demo(output: Path) -> int:
         f"style moved {learned.moved.style:.0%} of the way from the base to the pictures; the "
         f"prompted shape is found in {learned.shapes:.0%} of the samples: {output / 'samples.png'}"
     )
-    console.print(f"report: {report}", highlight=False)
+    console.print(
+        f"the same adapter again: BASE_MODELS_FILE={catalogue} lora-worker reproduce {manifest} "
+        f"--pictures {output / 'pictures'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
     summary = {
         "adapter_url": adapter_url,
         "job_id": job_id,
