@@ -100,8 +100,8 @@ def run_demo(output: Path) -> int:
         f"prompted shape is found in {learned.shapes:.0%} of the samples: {output / 'samples.png'}"
     )
     console.print(
-        f"the same adapter again: BASE_MODELS_FILE={catalogue} lora-worker reproduce {manifest} "
-        f"--pictures {output / 'pictures'}",
+        f"the same adapter again: BASE_MODELS_FILE={catalogue} DEFAULT_BASE_MODEL=demo "
+        f"lora-worker reproduce {manifest} --pictures {output / 'pictures'}",
         highlight=False,
         soft_wrap=True,
     )
