@@ -127,8 +127,9 @@ class Receiver:
         return self
 
     def stop(self) -> None:
-        """Stop serving and free the port."""
-        self._server.shutdown()
+        """Stop serving, if it has begun, and free the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()  # waits for a loop that has to be there
         self._server.server_close()
 
     def __enter__(self) -> "Receiver":
@@ -240,19 +241,18 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--journal", type=Path, help="file to append JSON lines to")
     arguments = parser.parse_args()
-    receiver = Receiver(
-        host=arguments.host,
-        port=arguments.port,
-        journal_file=arguments.journal,
-        on_request=_print_line,
-    )
-    sys.stdout.write(f"receiver on http://{arguments.host}:{receiver.port}\n")
-    sys.stdout.flush()
-    try:
-        receiver.start()
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Receiver(
+            host=arguments.host,
+            port=arguments.port,
+            journal_file=arguments.journal,
+            on_request=_print_line,
+        ) as receiver,
+    ):
+        sys.stdout.write(f"receiver on http://{arguments.host}:{receiver.port}\n")
+        sys.stdout.flush()
         threading.Event().wait()
-    except KeyboardInterrupt:
-        receiver.stop()
 
 
 if __name__ == "__main__":
