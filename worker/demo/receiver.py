@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import threading
 import time
@@ -241,18 +242,18 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--journal", type=Path, help="file to append JSON lines to")
     arguments = parser.parse_args()
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        Receiver(
-            host=arguments.host,
-            port=arguments.port,
-            journal_file=arguments.journal,
-            on_request=_print_line,
-        ) as receiver,
-    ):
+    # Held back from before there are threads until they are waited for: none is missed.
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    with Receiver(
+        host=arguments.host,
+        port=arguments.port,
+        journal_file=arguments.journal,
+        on_request=_print_line,
+    ) as receiver:
         sys.stdout.write(f"receiver on http://{arguments.host}:{receiver.port}\n")
         sys.stdout.flush()
-        threading.Event().wait()
+        signal.sigwait(ends)
 
 
 if __name__ == "__main__":
