@@ -239,3 +239,20 @@ def test_a_long_job_of_several_is_handed_over_before_the_broker_takes_it_back(si
     everybody = {message["job_id"] for message in running}
     assert set(orders_of(worker, "delivery_handed_over")) == everybody
     assert sorted(orders_of(worker, "job_taken_up")) == sorted(everybody)
+
+
+def test_a_job_that_cannot_join_in_time_is_given_back_as_a_copy_which_no_delivery_limit_counts(
+    site, jobs, gone
+):
+    first = jobs(2)
+    other = site.message(style_id=20, parameters={"max_train_steps": 5, "resolution": 256})
+    with site.worker(**PACKED, PREFETCH_SECONDS="1") as worker:
+        all_train(site, worker, first)
+        site.publish(other)
+        worker.wait_for_log("job_given_back", job_id=other["job_id"])
+        queues = ("model_training.resume", "model_training")
+        eventually(lambda: site.queue_sizes(*queues) == [1, 0], "the copy lies in `resume`")
+        gone.update(message["job_id"] for message in first)
+        assert site.wait_for_end(other["job_id"]).event == "complete"
+    taken_up = [line for line in worker.log("job_taken_up") if line["job_id"] == other["job_id"]]
+    assert [line["attempt"] for line in taken_up] == [1]
