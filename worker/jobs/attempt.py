@@ -120,6 +120,8 @@ class Attempts:
         attempt = _Attempt(self, order, lease, keeper, held, turn, seen)
         try:
             result = attempt.work(fetched, alone=alone)
+            if result is not None:
+                keeper.still_ours()  # a worker that stood still for long may have been replaced
         finally:
             self.running.remove(order.job.job_id)
             self.activity.leave(seen)
@@ -241,7 +243,7 @@ class _Attempt:
                     "fewer steps, or ask the operator for a longer limit.",
                 )
             case "drain":
-                self._keeper.let_go()
+                self._let_go()
                 log.info("job_interrupted", step=stopped.step)
                 self._note("interrupted")
                 self._held.requeue()
@@ -254,13 +256,18 @@ class _Attempt:
         last = self._lease.attempts >= self._room.rules.max_attempts and not progressed
         if last or not error.transient:
             return self._order.failed(self._lease.epoch, error.code, error.message)
-        self._keeper.let_go(failed=LastError(code=error.code, message=error.message))
+        self._let_go(failed=LastError(code=error.code, message=error.message))
         self._note("retried", error.code.value, error.message)
         self._held.move(
             self._room.topology.retry_for_attempt(self._lease.attempts),
             **{"x-lora-attempts": self._lease.attempts, "x-lora-code": error.code.value},
         )
         return None
+
+    def _let_go(self, failed: LastError | None = None) -> None:
+        """Free the job for its next owner, whose reports shall not overtake one of ours."""
+        self.silence()
+        self._keeper.let_go(failed=failed)
 
     def _note(self, outcome: str, code: str = "", message: str = "") -> None:
         job = self._order.job
@@ -288,7 +295,7 @@ class _Attempt:
             return None
 
         def send(body: ProgressBody, sequence: int) -> None:
-            if not self._keeper.confirm(body.progress.progress_percent):
+            if not self._keeper.may_report(body.progress.progress_percent):
                 return
             if not self._room.send_progress(base, body, sequence, self._keeper.is_fresh):
                 log.info("job_canceled_by_receiver")

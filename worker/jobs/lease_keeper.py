@@ -20,7 +20,7 @@ class LeaseKeeper:
     renewal means that another worker owns the job.
 
     Attributes:
-        lost: another worker owns the job: stop, say nothing.
+        lost: another worker owns the job, or has ended it: stop, say nothing.
         canceled: somebody asked for the job to end.
     """
 
@@ -53,15 +53,31 @@ class LeaseKeeper:
         """The lease as last written."""
         return self._lease
 
-    def confirm(self, percent: int) -> bool:
-        """Write down that a receiver may see `percent`; True if the job is still ours.
+    def still_ours(self, percent: int = 0) -> bool:
+        """Whether nobody has taken the job over, with `percent` written down for who might.
 
-        Called before every progress report, so that whoever takes the job over starts there,
-        and so that a worker that was replaced reports nothing.
+        Asks the store where the last renewal does not say.
         """
-        if percent <= self._lease.percent and self.is_fresh():
-            return True
-        return self._renew(percent)
+        return (percent <= self._lease.percent and self.is_fresh()) or self._renew(percent)
+
+    def may_report(self, percent: int) -> bool:
+        """Whether a report of `percent` may go out: the job is ours, and nobody has ended it.
+
+        Asked before every progress report, so that whoever takes the job over starts there, and
+        so that a worker that was replaced reports nothing. One that stood still at the wrong
+        moment, and was replaced by us, may have ended the job all the same.
+        """
+        if not self.still_ours(percent):
+            return False
+        try:
+            if self._record.result() is None:
+                return True
+        except StorageError as error:
+            log.warning("result_not_looked_up", reason=str(error))
+            return False
+        log.warning("job_was_ended_by_another", epoch=self._lease.epoch)
+        self.lost.set()
+        return False
 
     def let_go(self, *, failed: LastError | None = None) -> None:
         """Stop renewing and leave the lease free: interrupted, or failed with a passing error."""
@@ -69,11 +85,9 @@ class LeaseKeeper:
         with self._lock:
             if self.lost.is_set():
                 return
-            free = self._lease.model_copy(
-                update={"state": "failed" if failed else "released", "error": failed}
-            )
+            state = "failed" if failed else "released"
             try:
-                self._etag = self._record.renew(free, self._etag)
+                self._write(self._lease.model_copy(update={"state": state, "error": failed}))
             except LostLease:
                 self.lost.set()
 
@@ -85,8 +99,9 @@ class LeaseKeeper:
 
     def is_fresh(self) -> bool:
         """Whether nobody can have taken the job over: it was renewed within half of its term."""
-        unrenewed_seconds = time.monotonic() - self._renewed_at
-        return not self.lost.is_set() and unrenewed_seconds < self._term_seconds / 2
+        if self.lost.is_set() or self._closing.is_set():
+            return False
+        return time.monotonic() - self._renewed_at < self._term_seconds / 2
 
     def _run(self) -> None:
         while not self._closing.wait(self._renew_seconds):
@@ -108,13 +123,12 @@ class LeaseKeeper:
             lease = self._lease.model_copy(update={"percent": max(percent, self._lease.percent)})
             asked_at = time.monotonic()
             try:
-                self._etag = self._record.renew(lease, self._etag)
+                self._write(lease)
             except LostLease:
-                if not self._was_written_by_us(lease):
-                    log.warning("lease_lost", epoch=lease.epoch)
-                    metrics.LEASE_RENEWALS.labels("lost").inc()
-                    self.lost.set()
-                    return False
+                log.warning("lease_lost", epoch=lease.epoch)
+                metrics.LEASE_RENEWALS.labels("lost").inc()
+                self.lost.set()
+                return False
             except StorageError as error:
                 log.warning("lease_not_renewed", reason=str(error))
                 metrics.LEASE_RENEWALS.labels("failed").inc()
@@ -123,13 +137,13 @@ class LeaseKeeper:
             metrics.LEASE_RENEWALS.labels("renewed").inc()
             return True
 
-    def _was_written_by_us(self, lease: Lease) -> bool:
-        """Whether a refused renewal was our own earlier try whose answer got lost."""
+    def _write(self, lease: Lease) -> None:
+        """Write over our own lease. Raises `LostLease` or `StorageError`."""
         try:
+            self._etag = self._record.renew(lease, self._etag)
+        except LostLease:
+            # It may be ours and newer than we know: written by a try whose answer got lost.
             found = self._record.lease()
-        except StorageError:
-            return True  # not known: the next renewal decides
-        if found is None or (found[0].owner, found[0].epoch) != (lease.owner, lease.epoch):
-            return False
-        self._etag = found[1].etag
-        return True
+            if found is None or (found[0].owner, found[0].epoch) != (lease.owner, lease.epoch):
+                raise
+            self._etag = self._record.renew(lease, found[1].etag)
