@@ -174,7 +174,18 @@ class Scene:
         if self.real and self.real.adapter_sha256:
             for digest in self.adapters(stored.objects).keys() - {self.real.adapter_sha256}:
                 counts.blame("inexact", f"the adapter is {digest[:12]} and not as undisturbed")
+        if not counts.clean:
+            counts.findings += self._history()
         return counts
+
+    def _history(self) -> list[str]:
+        """What arrived in which order, and the workers' last words: for whoever reads a finding."""
+        arrived = [
+            f"arrived at {seen.monotonic_seconds:.3f}: {seen.headers['idempotency-key']} "
+            f"{(seen.json.get('progress') or {}).get('progress_percent', '')}"
+            for seen in self.receiver.journal
+        ]
+        return arrived + [line for worker in self.workers for line in _last_words(worker)]
 
     @staticmethod
     def adapters(objects: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -305,9 +316,12 @@ def _testify(played: Scene, error: Exception) -> None:
         if worker.process.poll() is None:
             worker.signal(signal.SIGUSR1)
             time.sleep(0.5)
-        lines = worker.log_file.read_text(errors="replace").splitlines()
-        title = f"{worker.log_file.name}, status {worker.process.poll()}:"
-        error.add_note("\n".join([title, *lines[-60:]]))
+        error.add_note("\n".join(_last_words(worker)))
+
+
+def _last_words(worker: LiveWorker) -> list[str]:
+    lines = worker.log_file.read_text(errors="replace").splitlines()
+    return [f"{worker.log_file.name}, status {worker.process.poll()}:", *lines[-60:]]
 
 
 def _sweep(played: Scene) -> None:
