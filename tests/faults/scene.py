@@ -20,6 +20,7 @@ from tests.canaries import CANARIES, leaks
 from tests.faults.checker import Arrival, Counts, Published, Stored, check
 from tests.faults.failpoints import Fault
 from tests.faults.forked import ForkedWorker
+from tests.faults.last_words import history, testify
 from tests.live_worker import LiveWorker, Site, eventually
 from worker.broker.topology import Topology
 from worker.demo.receiver import Received, Receiver, Reply
@@ -37,6 +38,9 @@ QUICK = {
     "JOB_RETRY_SECONDS": "0.3",
     "WEBHOOK_RETRY_SECONDS": "0.3,1",
     "PROGRESS_INTERVAL_SECONDS": "0.15",
+    # Not quick: a report that was given up on may be read all the same, and late, where the
+    # campaign has more to do than its machine can.
+    "WEBHOOK_TIMEOUT_SECONDS": "15",
     "DOWNLOAD_PARALLELISM": "2",
     "S3_TIMEOUT_SECONDS": "5",
     "LOG_LEVEL": "INFO",
@@ -152,6 +156,11 @@ class Scene:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [(row["job_id"], row["step"]) for row in rows]
 
+    def lease_epoch(self, job_id: str) -> int:
+        """Number of the job's last claim, 0 before the first."""
+        body = self.site.objects(f"jobs/{job_id}/lease.json").get(f"jobs/{job_id}/lease.json")
+        return int(json.loads(body)["epoch"]) if body else 0
+
     def finish(self) -> Counts:
         """Let everything come to rest, stop the workers, and check the journals."""
         self._wait_for_rest()
@@ -175,17 +184,8 @@ class Scene:
             for digest in self.adapters(stored.objects).keys() - {self.real.adapter_sha256}:
                 counts.blame("inexact", f"the adapter is {digest[:12]} and not as undisturbed")
         if not counts.clean:
-            counts.findings += self._history()
+            counts.findings += history(self.receiver, self.workers)
         return counts
-
-    def _history(self) -> list[str]:
-        """What arrived in which order, and the workers' last words: for whoever reads a finding."""
-        arrived = [
-            f"arrived at {seen.monotonic_seconds:.3f}: {seen.headers['idempotency-key']} "
-            f"{(seen.json.get('progress') or {}).get('progress_percent', '')}"
-            for seen in self.receiver.journal
-        ]
-        return arrived + [line for worker in self.workers for line in _last_words(worker)]
 
     @staticmethod
     def adapters(objects: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -300,7 +300,7 @@ def scene(
         try:
             yield played
         except Exception as error:
-            _testify(played, error)
+            testify(played.workers, error)
             raise
         finally:
             for worker in played.workers:
@@ -308,20 +308,6 @@ def scene(
                     worker.process.kill()
                     worker.process.wait()
             _sweep(played)
-
-
-def _testify(played: Scene, error: Exception) -> None:
-    """Add to the error what the workers said last, and what those that live are doing."""
-    for worker in played.workers:
-        if worker.process.poll() is None:
-            worker.signal(signal.SIGUSR1)
-            time.sleep(0.5)
-        error.add_note("\n".join(_last_words(worker)))
-
-
-def _last_words(worker: LiveWorker) -> list[str]:
-    lines = worker.log_file.read_text(errors="replace").splitlines()
-    return [f"{worker.log_file.name}, status {worker.process.poll()}:", *lines[-60:]]
 
 
 def _sweep(played: Scene) -> None:

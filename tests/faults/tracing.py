@@ -14,6 +14,7 @@ _SURE = {
     "store.write lease": 2,
     "store.read cancel": 1,
     "store.read lease": 2,
+    "store.read result": 2,
     "webhook progress": 2,
     "store.read checkpoint": 3,
     r".* checkpoint-file": 2,
