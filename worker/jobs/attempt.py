@@ -19,17 +19,14 @@ from worker.jobs.intake import Order
 from worker.jobs.job_folder import job_folder
 from worker.jobs.lease_keeper import LeaseKeeper
 from worker.jobs.place import Turn
-from worker.jobs.progress import ProgressReporter
 from worker.jobs.record import LastError, Lease, LostLease, Result
+from worker.jobs.reports import Reports, SendReport
 from worker.jobs.stages import StageRunner
 from worker.observability.activity import Activity, JobActivity
 from worker.storage.images import FetchedImage
 from worker.storage.store import StoredObject
 
 log = structlog.get_logger()
-
-#: How long the end of a job waits for a progress request on its way, seconds.
-_LAST_PROGRESS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,7 @@ class Attempts:
 
     Attributes:
         running: told of every job that begins and ends here.
-        send_progress: sends one report to a base, if at the last moment the job is still ours;
-            False if the receiver said 410 Gone.
+        send_progress: sends one report.
         stopping: whether the worker drains.
         activity: told of what goes on, for whoever looks at this worker.
     """
@@ -78,7 +74,7 @@ class Attempts:
     topology: Topology
     stages: StageRunner
     running: RunningJobs
-    send_progress: Callable[[str, ProgressBody, int, Callable[[], bool]], bool]
+    send_progress: SendReport
     stopping: Callable[[], bool]
     activity: Activity
 
@@ -125,7 +121,7 @@ class Attempts:
         finally:
             self.running.remove(order.job.job_id)
             self.activity.leave(seen)
-            quiet = attempt.silence()
+            quiet = attempt.reports.end()
             keeper.close()
         if keeper.lost.is_set():
             log.warning("job_was_taken_over", epoch=lease.epoch)
@@ -133,7 +129,7 @@ class Attempts:
             return None
         if result is None:
             return None
-        return Ended(result, attempt.last_progress(result), quiet, keeper.let_go)
+        return Ended(result, attempt.reports.last(result), quiet, keeper.let_go)
 
     def _begin_activity(self, order: Order, lease: Lease, *, first: bool) -> JobActivity:
         asked = order.job.parameters
@@ -171,7 +167,9 @@ class _Attempt:
         self._seen = seen
         self._room, self._order, self._lease = room, order, lease
         self._keeper, self._held, self._turn = keeper, held, turn
-        self._progress = self._start_progress()
+        self.reports = Reports(
+            order, lease, keeper, room.send_progress, room.rules.progress_interval_seconds
+        )
 
     def work(self, fetched: Sequence[FetchedImage] | None, *, alone: bool) -> Result | None:
         """Run the stages; the result, or None where the job goes on elsewhere or later."""
@@ -221,16 +219,6 @@ class _Attempt:
             stages.store_files(claimed, ended)
         return ended
 
-    def silence(self) -> bool:
-        """No further progress; whether none is on its way either."""
-        return self._progress is None or self._progress.close(_LAST_PROGRESS_SECONDS)
-
-    def last_progress(self, result: Result) -> tuple[ProgressBody, int] | None:
-        """The report at 100 % of a completed job that somebody hears of."""
-        if self._progress is None or result.outcome != "completed":
-            return None
-        return self._progress.final_body()
-
     def _after_stop(self, stopped: StoppedEvent) -> Result | None:
         match stopped.reason:
             case "cancel":
@@ -266,7 +254,7 @@ class _Attempt:
 
     def _let_go(self, failed: LastError | None = None) -> None:
         """Free the job for its next owner, whose reports shall not overtake one of ours."""
-        self.silence()
+        self.reports.end()
         self._keeper.let_go(failed=failed)
 
     def _note(self, outcome: str, code: str = "", message: str = "") -> None:
@@ -282,34 +270,7 @@ class _Attempt:
         self._seen.on_event(event)
         if isinstance(event, StepEvent):
             self._turn.expect_end(event.estimated_seconds)
-        if self._progress is None:
-            return
-        if isinstance(event, StageEvent):
-            self._progress.on_stage(event)
-        else:
-            self._progress.on_step(event)
-
-    def _start_progress(self) -> ProgressReporter | None:
-        base = self._order.base
-        if base is None:
-            return None
-
-        def send(body: ProgressBody, sequence: int) -> None:
-            if not self._keeper.may_report(body.progress.progress_percent):
-                return
-            if not self._room.send_progress(base, body, sequence, self._keeper.is_fresh):
-                log.info("job_canceled_by_receiver")
-                self._keeper.canceled.set()
-                self._order.record.request_cancel()
-
-        return ProgressReporter(
-            send,
-            job_id=self._order.job.job_id,
-            style_id=self._order.job.style_id,
-            epoch=self._lease.epoch,
-            floor_percent=self._lease.percent,
-            interval_seconds=self._room.rules.progress_interval_seconds,
-        )
+        self.reports.on_event(event)
 
 
 def _accept(order: Order, lease: Lease, etag: str) -> tuple[Lease, str]:

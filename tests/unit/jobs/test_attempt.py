@@ -11,7 +11,7 @@ from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.pipe import FinishedEvent, StopCommand
-from worker.jobs import attempt
+from worker.jobs import reports
 from worker.jobs.attempt import AttemptRules, Attempts
 from worker.jobs.claimed_job import Interrupted
 from worker.jobs.control import RunningJobs
@@ -116,7 +116,7 @@ def failed(receiver):
 @pytest.mark.parametrize(("stages", "way"), [(interrupted, "requeue"), (failed, "move")])
 def test_it_goes_back_after_the_report_on_its_way_has_arrived(tmp_path, monkeypatch, stages, way):
     # Whoever has it next reports at least as much, and that must not arrive first.
-    monkeypatch.setattr(attempt, "_LAST_PROGRESS_SECONDS", 60.0)
+    monkeypatch.setattr(reports, "LAST_REPORT_SECONDS", 60.0)
     with an_attempt(tmp_path, stages) as (attempts, order, receiver):
         held = Held(receiver)
         assert attempts.run(order, LEASE, None, held, turn()) is None
