@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import (
@@ -217,7 +217,11 @@ class Settings(BaseSettings):
         "empty. Its age is told by created_at in the message or by AMQP's timestamp.",
     )
     max_attempts: int = Field(
-        3, ge=1, le=20, description="Attempts without progress before a job is given up."
+        5,
+        ge=1,
+        le=20,
+        description="Attempts without progress before a job is given up; of JOB_RETRY_SECONDS "
+        "one wait fewer is used.",
     )
     shutdown_grace_seconds: float = Field(
         90, gt=0, description="After SIGTERM the worker is gone within so many seconds."
@@ -225,7 +229,11 @@ class Settings(BaseSettings):
     lease_term_seconds: float = Field(
         180, gt=0, description="A job unrenewed for so long may be taken over, seconds."
     )
-    lease_renew_seconds: float = Field(30, gt=0, description="Time between two renewals, seconds.")
+    lease_renew_seconds: float = Field(
+        30,
+        gt=0,
+        description="Time between two renewals, seconds; at most half of LEASE_TERM_SECONDS.",
+    )
 
     @field_validator(
         "webhook_allowed_hosts",
@@ -257,6 +265,11 @@ class Settings(BaseSettings):
         if self.environment == "production":
             if not self.internal_api_token:
                 problems.append("INTERNAL_API_TOKEN is missing; set it to the backend's token")
+            if not self.webhook_allowed_hosts:
+                problems.append(
+                    "WEBHOOK_ALLOWED_HOSTS is missing; name the backends' hosts, or every job with "
+                    "a webhook_url is refused and nobody is told"
+                )
             if self.webhook_base_url and not self.webhook_base_url.startswith("https://"):
                 problems.append("WEBHOOK_BASE_URL must start with https:// in production")
         if problems:
@@ -327,10 +340,17 @@ def env_example() -> str:
             default = str(default).lower()
         lines += [
             "",
-            f"# {field.description}",
+            f"# {field.description}{_choices(field.annotation)}",
             f"#{name.upper()}={'' if default is None else default}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _choices(annotation: Any) -> str:
+    if get_origin(annotation) is not Literal:
+        return ""
+    *others, last = get_args(annotation)
+    return f" One of {', '.join(others)} and {last}."
 
 
 def settings_table() -> str:

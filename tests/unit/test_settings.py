@@ -55,6 +55,7 @@ def test_the_names_that_deployments_set_keep_their_meaning(monkeypatch):
             "PACK_SLOTS and GPUS_PER_TRAINER cannot both",
         ),
         ({"ENVIRONMENT": "production"}, "INTERNAL_API_TOKEN is missing"),
+        ({"ENVIRONMENT": "production"}, "WEBHOOK_ALLOWED_HOSTS is missing"),
         (
             {"ENVIRONMENT": "production", "WEBHOOK_BASE_URL": "http://api"},
             "WEBHOOK_BASE_URL must start with https://",

@@ -113,8 +113,7 @@ class JobRunner:
                     self._conclude(found.result, order.record, held)
                 held.ack()
             case Refuse(message):
-                self._conclusion.bury(held, ErrorCode.INVALID_JOB, message)
-                held.ack()
+                self._quarantine(held, order.job.style_id, ErrorCode.INVALID_JOB, message)
             case CommitCanceled(epoch):
                 self._end(order.canceled(epoch), order.record, held)
             case GiveUp(epoch, code, message):
@@ -203,12 +202,20 @@ class JobRunner:
             if result is None or (standing and standing.fingerprint != result.fingerprint):
                 # Nobody can be told; or another job had this id, and its receiver must not hear
                 # of two ends.
-                self._conclusion.bury(held, error.code, error.message)
-                held.ack()
+                self._quarantine(held, error.style_id, error.code, error.message)
             elif standing is None or not record.is_announced():
                 self._end(standing or result, record, held)
             else:
                 held.ack()
+
+    def _quarantine(
+        self, held: HeldDelivery, style_id: int | None, code: ErrorCode, message: str
+    ) -> None:
+        """Dead-letter a message whose sender cannot be told; who looks at this worker can."""
+        self._conclusion.bury(held, code, message)
+        activity = self._attempts.activity
+        activity.ended(held.job_id or "", style_id, "failed", code.value, message)
+        held.ack()
 
     def _end(
         self,

@@ -127,7 +127,8 @@ def pictures(settings: Settings) -> list[Finding]:
 def webhooks(settings: Settings) -> list[Finding]:
     """The receivers' hosts accept connections, with TLS where that is required."""
     if not settings.webhook_allowed_hosts:
-        return [warning("webhooks", "WEBHOOK_ALLOWED_HOSTS is empty: nobody is told anything")]
+        refused = "every job with a webhook_url is refused, and nobody is told"
+        return [warning("webhooks", f"WEBHOOK_ALLOWED_HOSTS is empty: {refused}")]
     try:
         hosts = HostList(settings.webhook_allowed_hosts)
     except ValueError as error:

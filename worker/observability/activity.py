@@ -25,6 +25,7 @@ class EndedJob:
     Attributes:
         outcome: completed, failed, canceled; `retried` if another attempt follows;
             `interrupted` if the worker was told to stop.
+        style_id: its style, None of a message that names none.
         code, message: of the error, empty without one.
         seconds: from its being taken up, 0 if it never was. steps: optimizer steps done.
         loss: the last one told. ended_at: Unix time.
@@ -32,7 +33,7 @@ class EndedJob:
     """
 
     job_id: str
-    style_id: int
+    style_id: int | None
     outcome: str
     code: str
     message: str
@@ -181,7 +182,7 @@ class Activity:
             _forget(gauge, slot)
 
     def ended(
-        self, job_id: str, style_id: int, outcome: str, code: str = "", message: str = ""
+        self, job_id: str, style_id: int | None, outcome: str, code: str = "", message: str = ""
     ) -> None:
         """Remember and count how a job or an attempt at it ended; see `EndedJob`."""
         if outcome == "retried":

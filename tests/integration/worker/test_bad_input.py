@@ -242,6 +242,7 @@ def test_a_job_over_its_time_limit_fails_with_the_step_it_reached(site):
         ({"WEBHOOK_SIGNING_SECRET": "whsec_***"}, "WEBHOOK_SIGNING_SECRET"),
         ({"RABBITMQ_PORT": "many"}, "RABBITMQ_PORT"),
         ({"ENVIRONMENT": "production", "INTERNAL_API_TOKEN": ""}, "INTERNAL_API_TOKEN"),
+        ({"ENVIRONMENT": "production", "WEBHOOK_ALLOWED_HOSTS": ""}, "WEBHOOK_ALLOWED_HOSTS"),
         ({"ENVIRONMENT": "production", "CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES"),
     ],
 )

@@ -246,3 +246,20 @@ def test_a_browser_shows_progress_the_loss_curve_and_the_last_jobs(site, port, a
         worker.process.kill()
         browser.wait_for("getComputedStyle(document.getElementById('lost')).display == 'block'")
         assert "No answer from the worker" in browser.text()
+
+
+def test_a_message_whose_sender_cannot_be_told_is_counted_and_shown(site, port, asked):
+    with with_status(site, port):
+        eventually(asked.ready)
+        site.publish(b"not json at all")
+        stranger = site.message(webhook_url="http://elsewhere.example")
+        site.publish(stranger)
+        eventually(lambda: len(asked.json("/status")["recent"]) == 2, "two refused messages")
+        ends = {end["job_id"]: end for end in asked.json("/status")["recent"]}
+        known = ends.pop(stranger["job_id"])
+        [unknown] = ends.values()
+        assert (known["outcome"], known["code"], known["style_id"]) == ("failed", "INVALID_JOB", 10)
+        assert "WEBHOOK_ALLOWED_HOSTS" in known["message"]
+        assert (unknown["code"], unknown["style_id"]) == ("INVALID_JOB", None)
+        counted = 'lora_worker_jobs_total{code="INVALID_JOB",outcome="failed"} 2.0'
+        assert counted in asked.get("/metrics")[1]
