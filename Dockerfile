@@ -21,7 +21,7 @@ WORKDIR /src
 COPY constraints.txt ./
 RUN pip --python /opt/venv/bin/python install --no-cache-dir -c constraints.txt \
       ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
-COPY pyproject.toml ./
+COPY pyproject.toml LICENSE ./
 COPY worker/__init__.py worker/
 # A worker without code, for what it depends on.
 RUN touch README.md \

@@ -58,6 +58,9 @@ TREATMENTS: dict[str, Treatment] = {
     r"\.venv/bin/lora-worker train .*": Run(
         says="trained 3 steps", stands_in={"epochs=100": "epochs=3"}, trains=True
     ),
+    r"\.venv/bin/lora-worker models pull .*": RunBy(
+        "tests/integration/hub/test_models_pull.py", '"models", "pull"'
+    ),
     r"pip install .*": NotRun(
         "asks a package index; that the named packages are enough for a backend is held by "
         "tests/unit/client/test_weight.py"

@@ -119,7 +119,7 @@ def _expect_keys(job_id: str, style_id: int) -> None:
     """Both prefixes are below their own folder, as any server and any path would read them."""
     for key, folder in (
         (JobKeys("b", job_id).lease.key, "jobs/"),
-        (StyleKeys("b", style_id).of_job(job_id, "x").key, "models/style_"),
+        (StyleKeys("b", style_id).job_prefix(job_id).child("x").key, "models/style_"),
     ):
         _expect(key.startswith(folder), "the key is below its folder")
         _expect(not {".", "..", ""} & set(key.split("/")), "no part of the key climbs")

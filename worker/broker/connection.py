@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pika
 import pika.exceptions
@@ -35,22 +35,6 @@ class BrokerAddress:
     heartbeat_seconds: int = 60
     connect_timeout_seconds: float = 10.0
     blocked_timeout_seconds: float = 60.0
-
-    @classmethod
-    def from_parts(
-        cls,
-        *,
-        host: str,
-        port: int = 5672,
-        user: str = "guest",
-        password: str = "guest",  # noqa: S107 - the broker's own default, for loopback only
-        vhost: str = "/",
-        heartbeat_seconds: int = 60,
-    ) -> "BrokerAddress":
-        """An address from its parts, each as it is, not percent-encoded."""
-        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
-        url = f"amqp://{login}@{host}:{port}/{quote(vhost, safe='')}"
-        return cls(url, heartbeat_seconds=heartbeat_seconds)
 
     def __str__(self) -> str:
         parts = urlsplit(self.url)

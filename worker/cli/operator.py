@@ -35,6 +35,8 @@ jobs_app = typer.Typer(help="Look at jobs.", no_args_is_help=True)
 dead_app = typer.Typer(help="Jobs that nobody will try again.", no_args_is_help=True)
 events_app = typer.Typer(help="Terminal webhooks that were given up.", no_args_is_help=True)
 
+_Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
 
 def cancel(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> None:
     """End a job, running or queued: nothing is uploaded, its sender hears CANCELED."""
@@ -115,16 +117,9 @@ def dead_replay(
 
 
 @dead_app.command("purge")
-def dead_purge(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+def dead_purge(yes: _Yes = False) -> None:
     """Throw all dead jobs away."""
-    settings = settings_or_exit()
-    queue = topology_of(settings).dead
-    if not yes:
-        typer.confirm(f"Throw away every message of {queue}?", abort=True)
-    try:
-        typer.echo(f"{purge(BrokerAddress(settings.broker_url), queue)} thrown away")
-    except PublishFailed as error:
-        complain(str(error), EXIT_UNAVAILABLE)
+    _purged("dead", yes)
 
 
 @events_app.command("list")
@@ -148,13 +143,23 @@ def events_replay(
     settings = settings_or_exit()
 
     def chosen(message: QueuedMessage) -> QueuedMessage | None:
-        event = OutboxMessage.model_validate_json(message.body)
+        try:
+            event = OutboxMessage.model_validate_json(message.body)
+        except ValidationError:
+            typer.echo(row(f"{message.message_id}: stays, it is not readable"), err=True)
+            return None
         if job_id not in (None, event.job_id):
             return None
         typer.echo(row(f"{event.job_id}: {event.event} goes to {event.base} again"))
         return fresh_event(message, record_of(event.job_id, settings))
 
     _moved("events_dead", "events", chosen)
+
+
+@events_app.command("purge")
+def events_purge(yes: _Yes = False) -> None:
+    """Throw all given-up webhooks away."""
+    _purged("events_dead", yes)
 
 
 def _queue(name: str) -> list[QueuedMessage]:
@@ -185,3 +190,15 @@ def _moved(
     except (PublishFailed, StorageError) as error:
         complain(str(error), EXIT_UNAVAILABLE)
     typer.echo(f"{count} moved")
+
+
+def _purged(name: str, yes: bool) -> None:
+    """Throw away what lies in one queue of the topology."""
+    settings = settings_or_exit()
+    queue = getattr(topology_of(settings), name)
+    if not yes:
+        typer.confirm(f"Throw away every message of {queue}?", abort=True)
+    try:
+        typer.echo(f"{purge(BrokerAddress(settings.broker_url), queue)} thrown away")
+    except PublishFailed as error:
+        complain(str(error), EXIT_UNAVAILABLE)

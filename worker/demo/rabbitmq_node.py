@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -31,11 +32,6 @@ class RabbitMQUnavailable(RuntimeError):  # noqa: N818 - a state of the machine
     """There is no RabbitMQ on this machine, or it does not start; the text says what to do."""
 
 
-def rabbitmq_available() -> bool:
-    """True if a node can be started on this machine."""
-    return _script("rabbitmq-server") is not None and _epmd() is not None
-
-
 class RabbitMQNode:
     """A broker of our own. A context manager: it runs inside of the `with` block.
 
@@ -45,14 +41,17 @@ class RabbitMQNode:
         folder: everything that the node writes lies there.
         config: text of its `rabbitmq.conf`.
         advanced: text of its `advanced.config`, Erlang terms with the full stop.
+        plugins: names of the plugins that it has.
 
     Attributes:
         url: the AMQP address of its default virtual host.
     """
 
-    def __init__(self, folder: Path, *, config: str = "", advanced: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, config: str = "", advanced: str = "", plugins: Sequence[str] = ()
+    ) -> None:
         self._folder = folder.resolve()
-        self._config, self._advanced = config, advanced
+        self._config, self._advanced, self._plugins = config, advanced, plugins
         self._port, self._distribution_port, self._epmd_port = _free_ports(3)
         self._node: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -162,7 +161,7 @@ class RabbitMQNode:
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         (self._folder / "rabbitmq.conf").write_text(self._config + "\n")
         (self._folder / "advanced.config").write_text(self._advanced or "[].\n")
-        (self._folder / "enabled_plugins").write_text("[].\n")
+        (self._folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         cookie = self._folder / "home" / ".erlang.cookie"
         if not cookie.exists():
             cookie.touch(mode=0o600)

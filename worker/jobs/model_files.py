@@ -85,7 +85,14 @@ def pull(entry: BaseModelEntry) -> Path:
 
     weights = f"*/*.{entry.variant}*.safetensors" if entry.variant else "*/*.safetensors"
     patterns = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", weights]
-    return Path(snapshot_download(entry.location, revision=entry.revision, allow_patterns=patterns))
+    return Path(
+        snapshot_download(
+            entry.location,
+            revision=entry.revision,
+            allow_patterns=patterns,
+            ignore_patterns=[f"{part}/*" for part in sorted(_NOT_NEEDED)],
+        )
+    )
 
 
 def _parts(folder: Path) -> list[str]:

@@ -45,10 +45,6 @@ class StyleKeys:
         """`models/style_{style_id}/jobs/{job_id}/`: one job's files, never replaced."""
         return self.prefix.child(f"jobs/{job_id}/")
 
-    def of_job(self, job_id: str, name: str) -> ObjectUrl:
-        """The immutable copy of the file `name` of one job."""
-        return self.job_prefix(job_id).child(name)
-
 
 @dataclass(frozen=True)
 class JobKeys:

@@ -179,8 +179,8 @@ def _package(optimizer: str) -> Any:
         raise JobError(
             ErrorCode.INVALID_JOB,
             f"parameters.optimizer: {optimizer} needs the package {name}, which this worker does "
-            "not have or cannot load; send another optimizer, or have the operator install "
-            "lora-worker[optimizers].",
+            "not have or cannot load; send another optimizer, or have the operator install this "
+            "package's extra `optimizers`.",
         ) from error
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pika
 import pytest
 
 from tests.live_worker import eventually
@@ -191,6 +192,21 @@ def test_what_is_no_job_stays_in_the_quarantine_until_it_is_purged(site):
     purged = lora_worker("dead", "purge", "--yes", env=site.environment())
     assert purged.stdout == "1 thrown away\n"
     assert site.queue_sizes("model_training.dead") == [0]
+
+
+def test_an_event_that_cannot_be_read_stays_until_it_is_purged(site):
+    connection = pika.BlockingConnection(pika.URLParameters(site.broker_url))
+    with site.worker() as worker:
+        worker.wait_for_log("broker_connected", consumer="events")
+        connection.channel().basic_publish("", "model_training.events", b"not an event")
+        connection.close()
+        eventually(lambda: site.queue_sizes("model_training.events.dead") == [1])
+    replayed = lora_worker("events", "replay", env=site.environment())
+    assert "stays, it is not readable" in replayed.stderr
+    assert "Traceback" not in replayed.stderr
+    purged = lora_worker("events", "purge", "--yes", env=site.environment())
+    assert purged.stdout == "1 thrown away\n"
+    assert site.queue_sizes("model_training.events.dead") == [0]
 
 
 def test_a_webhook_that_was_given_up_is_replayed_byte_for_byte(site):

@@ -8,9 +8,12 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import pika
 import pytest
+import yaml
 
 from tests.live_worker import eventually
+from worker.demo.rabbitmq_node import RabbitMQNode
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -113,3 +116,26 @@ def test_prometheus_scrapes_a_worker_and_answers_every_query(site, prometheus, w
         )
         assert [r["name"] for r in rules if r["state"] == "firing"] == []
     eventually(lambda: prometheus.value("up") == 0)
+
+
+def test_the_broker_says_how_many_jobs_wait_as_the_alert_asks(tmp_path):
+    scraped = yaml.safe_load((CONFIG / "prometheus" / "prometheus.yml").read_text())
+    [job] = [one for one in scraped["scrape_configs"] if one["job_name"] == "rabbitmq"]
+    port = free_port()
+    config = f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {port}"
+    with RabbitMQNode(tmp_path / "node", config=config, plugins=["rabbitmq_prometheus"]) as node:
+        connection = pika.BlockingConnection(pika.URLParameters(node.url))
+        channel = connection.channel()
+        channel.queue_declare("model_training", durable=True)
+        for _ in range(3):
+            channel.basic_publish("", "model_training", b"{}")
+        query = urllib.parse.urlencode(job["params"], doseq=True)
+        address = f"http://127.0.0.1:{port}{job['metrics_path']}?{query}"
+        wanted = re.compile(
+            r'rabbitmq_detailed_queue_messages_ready\{[^}]*queue="model_training"[^}]*\} 3$', re.M
+        )
+        # The broker counts every five seconds.
+        eventually(
+            lambda: wanted.search(urllib.request.urlopen(address, timeout=10).read().decode())
+        )
+        connection.close()

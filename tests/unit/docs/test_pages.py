@@ -19,7 +19,7 @@ from worker.settings import env_example
 #: Names in capitals that others have given: the system's, the broker's, CUDA's, the SDK's.
 FOREIGN_NAMES = {
     *("OMP_NUM_THREADS", "ERL_MAX_PORTS", "RABBITMQ_MAX_NUMBER_OF_PROCESSES", "PR_SET_PDEATHSIG"),
-    *("RABBITMQ_DEFAULT_USER", "RABBITMQ_DEFAULT_PASS"),
+    *("RABBITMQ_DEFAULT_USER", "RABBITMQ_DEFAULT_PASS", "HF_TOKEN"),
     *("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"),
     "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT",
 }

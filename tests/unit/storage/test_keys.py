@@ -12,7 +12,7 @@ def test_a_styles_keys() -> None:
     assert str(style.prefix) == prefix
     assert str(style.adapter) == prefix + "lora_weights.safetensors"
     assert str(style.stable("previews/000.png")) == prefix + "previews/000.png"
-    assert str(style.of_job("job-1", "report.html")) == prefix + "jobs/job-1/report.html"
+    assert str(style.job_prefix("job-1")) == prefix + "jobs/job-1/"
     assert str(style.current) == prefix + "current.json"
 
 
