@@ -78,12 +78,13 @@ class PublishingLink:
     def run(self) -> None:
         """Serve until closed."""
         while True:
+            broke: Exception | None = None
             try:
                 self._loop.start()
             except Exception as error:
                 # A defect in a callback or in the library: nothing of this connection is sure.
                 log.exception("publisher_loop_broke", publisher=self._name)
-                self._lost(why(error))
+                broke = error
             with self._lock:
                 self._loop.close()
                 if self._closing:
@@ -91,6 +92,8 @@ class PublishingLink:
                     break
                 self._loop = IOLoop()
                 self._loop.add_callback_threadsafe(self._pump)
+            if broke is not None:
+                self._lost(why(broke))  # it connects anew, on the new loop
         for publication in (*self._unconfirmed.take_all(), *self._waiting):
             publication.fail("the publisher was closed")
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from worker.jobs.job_folder import job_folder
 from worker.jobs.lease_keeper import LeaseKeeper
 from worker.jobs.place import Turn
 from worker.jobs.record import LastError, Lease, LostLease, Result
-from worker.jobs.reports import Reports, SendReport
+from worker.jobs.reports import GIVE_BACK_SECONDS, Reports, SendReport
 from worker.jobs.stages import StageRunner
 from worker.observability.activity import Activity, JobActivity
 from worker.storage.images import FetchedImage
@@ -50,13 +51,11 @@ class Ended:
         result: to be committed.
         last_progress: the report at 100 % and its sequence number, of a completed job.
         quiet: no progress request is on its way any more.
-        let_go: frees the lease, for whoever is to announce the result.
     """
 
     result: Result
     last_progress: tuple[ProgressBody, int] | None
     quiet: bool
-    let_go: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Attempts:
         """
         try:
             etag = order.record.claim(lease, previous)
-            if previous is None:
+            if not lease.accepted_at:
                 lease, etag = _accept(order, lease, etag)
         except LostLease:
             held.park()
@@ -111,25 +110,27 @@ class Attempts:
             renew_seconds=self.rules.lease_renew_seconds,
             term_seconds=self.rules.lease_term_seconds,
         )
-        self.running.add(order.job.job_id, keeper.canceled)
-        seen = self._begin_activity(order, lease, first=previous is None)
-        attempt = _Attempt(self, order, lease, keeper, held, turn, seen)
-        try:
-            result = attempt.work(fetched, alone=alone)
-            if result is not None:
-                keeper.still_ours()  # a worker that stood still for long may have been replaced
-        finally:
-            self.running.remove(order.job.job_id)
-            self.activity.leave(seen)
-            quiet = attempt.reports.end()
-            keeper.close()
+        with closing(keeper):
+            self.running.add(order.job.job_id, keeper.canceled)
+            seen = self._begin_activity(order, lease, first=previous is None)
+            attempt = _Attempt(self, order, lease, keeper, held, turn, seen)
+            try:
+                result = attempt.work(fetched, alone=alone)
+                if result is not None:
+                    keeper.still_ours()  # one that stood still for long may have been replaced
+            finally:
+                self.running.remove(order.job.job_id)
+                self.activity.leave(seen)
+                quiet = attempt.reports.end()
         if keeper.lost.is_set():
             log.warning("job_was_taken_over", epoch=lease.epoch)
             held.park()
             return None
         if result is None:
             return None
-        return Ended(result, attempt.reports.last(result), quiet, keeper.let_go)
+        if keeper.canceled.is_set():  # in the last moment: nothing is committed yet
+            result = order.canceled(lease.epoch)
+        return Ended(result, attempt.reports.last(result), quiet)
 
     def _begin_activity(self, order: Order, lease: Lease, *, first: bool) -> JobActivity:
         asked = order.job.parameters
@@ -239,6 +240,9 @@ class _Attempt:
 
     def _after_error(self, error: JobError) -> Result | None:
         log.warning("job_failed", code=error.code, reason=error.message, transient=error.transient)
+        if error.transient and self._room.stopping():
+            # Such as a trainer that could not stop in time: that is no attempt.
+            return self._after_stop(StoppedEvent(reason="drain", step=0))
         checkpoint = self._order.record.checkpoint()
         progressed = checkpoint is not None and checkpoint[0].step > self._lease.step
         last = self._lease.attempts >= self._room.rules.max_attempts and not progressed
@@ -254,7 +258,7 @@ class _Attempt:
 
     def _let_go(self, failed: LastError | None = None) -> None:
         """Free the job for its next owner, whose reports shall not overtake one of ours."""
-        self.reports.end()
+        self.reports.end(GIVE_BACK_SECONDS)
         self._keeper.let_go(failed=failed)
 
     def _note(self, outcome: str, code: str = "", message: str = "") -> None:

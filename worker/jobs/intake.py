@@ -1,6 +1,7 @@
 """Is this message a job that we can take? Read it, find its identity, its receiver, its model."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,6 +54,15 @@ class Order:
         return self.failed(epoch, ErrorCode.CANCELED, sentence)
 
 
+def fingerprint_of(job: TrainingJob) -> str:
+    """Digest of what its sender has said, and of no default.
+
+    A job may begin on one release and go on on the next, which knows more parameters.
+    """
+    said = job.model_dump(mode="json", exclude={"job_id"}, exclude_unset=True)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 class Intake:
     """Turns deliveries into orders."""
 
@@ -84,12 +94,11 @@ class Intake:
         )
         job = self._identified(parsed, delivery)
         base = self._receiver(job)
-        content = job.model_dump_json(exclude={"job_id"})
         return Order(
             job=job,
             base=base,
             base_model=self._base_model(job, base),
-            fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+            fingerprint=fingerprint_of(job),
             record=self._record(job.job_id),
             ignored_fields=parsed.ignored_fields,
             sent_at=parsed.created_at.timestamp() if parsed.created_at else delivery.timestamp,

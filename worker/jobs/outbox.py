@@ -12,6 +12,7 @@ from worker.broker.topology import Topology
 from worker.contract.events import ENDPOINTS, EventName, ProgressBody, idempotency_key
 from worker.jobs.record import JobRecord, Result
 from worker.observability import metrics, tracing
+from worker.storage.store import StorageError
 from worker.webhooks.client import Answer, WebhookClient
 from worker.webhooks.retry import RetrySchedule
 
@@ -108,12 +109,22 @@ class OutboxSender:
             tracing.span(f"webhook {message.event}", delivery.headers, **ids),
         ):
             record = self._record(message.job_id)
-            if record.is_delivered():
-                log.info("webhook_already_delivered")
+            try:
+                if record.is_delivered():
+                    log.info("webhook_already_delivered")
+                    return True
+                if message.progress_before and tries == 0 and not delivery.redelivered:
+                    if not record.claim_last_report():
+                        # The broker has this event twice, and the other one is being sent.
+                        self._later(delivery, 1, self._schedule.rungs_seconds[0])
+                        return True
+                    key = idempotency_key(message.job_id, "progress", message.progress_sequence)
+                    self._send(message.base, "progress", message.progress_before, key, still_ours)
+            except StorageError as error:
+                # As a copy: what only comes back counts against a quorum queue's limit.
+                log.warning("event_put_off", reason=str(error))
+                self._later(delivery, tries, self._schedule.rungs_seconds[0])
                 return True
-            if message.progress_before and tries == 0 and not delivery.redelivered:
-                key = idempotency_key(message.job_id, "progress", message.progress_sequence)
-                self._send(message.base, "progress", message.progress_before, key, still_ours)
             key = idempotency_key(message.job_id, message.event)
             answer = self._send(message.base, message.event, message.body, key, still_ours)
             age_seconds = max(0.0, time.time() - message.queued_at)
@@ -123,12 +134,12 @@ class OutboxSender:
                 case "withheld":
                     return False
                 case "delivered":
-                    record.mark_delivered()
+                    self._mark_delivered(record, delivery, tries + 1)
                 case "retry" if delay:
                     self._later(delivery, tries + 1, delay)
                 case _:
-                    record.mark_delivered()
                     self._bury(delivery, answer.reason)
+                    self._mark_delivered(record, delivery, tries + 1)
         return True
 
     def _send(
@@ -145,6 +156,14 @@ class OutboxSender:
             reason=answer.reason,
         )
         return answer
+
+    def _mark_delivered(self, record: JobRecord, delivery: Delivery, tries: int) -> None:
+        try:
+            record.mark_delivered()
+        except StorageError as error:
+            # It is sent once more, as if its answer had been lost, rather than never marked.
+            log.warning("event_not_marked", reason=str(error))
+            self._later(delivery, tries, self._schedule.rungs_seconds[0])
 
     def _later(self, delivery: Delivery, tries: int, delay_seconds: float) -> None:
         queue = self._topology.events_retry_for(delay_seconds)

@@ -151,6 +151,14 @@ class JobRecord:
         """The outbox has confirmed the terminal event."""
         self._store.write(self.keys.announced, b"{}", content_type=_JSON)
 
+    def claim_last_report(self) -> bool:
+        """Whether the report at 100 % is the caller's to send: it goes out before the end, once."""
+        try:
+            self._store.write(self.keys.last_report, b"{}", content_type=_JSON, only_if_absent=True)
+        except PreconditionFailed:
+            return False
+        return True
+
     def is_delivered(self) -> bool:
         """Whether the terminal event has reached its receiver or was given up."""
         return self._store.read(self.keys.delivered) is not None

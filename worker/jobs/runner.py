@@ -36,6 +36,9 @@ from worker.storage.store import StorageError, StoredObject
 
 log = structlog.get_logger()
 
+#: Time between two tries to put a message off that the broker does not take, seconds.
+_PUT_OFF_AGAIN_SECONDS = 5.0
+
 
 class JobRunner:
     """Handles deliveries of the job queues, any number of threads at a time."""
@@ -189,7 +192,7 @@ class JobRunner:
         # wait for it: the result stands, and the parked message will see to the rest.
         if order.record.commit(ended.result) == ended.result:
             self._attempts.note_end(ended.result)
-        ended.let_go()
+        # Nor is the lease let go of: a copy of the message may be on its way already.
         held.park()
 
     def _refuse(self, error: InvalidJob, held: HeldDelivery) -> None:
@@ -198,7 +201,12 @@ class JobRunner:
         with structlog.contextvars.bound_contextvars(job_id=held.job_id, style_id=error.style_id):
             log.warning("job_refused", reason=error.message)
             record = self._record(held.job_id)
-            standing = record.result() if result else None
+            standing = record.result()
+            if standing is None and self._is_worked_on(record):
+                # Another worker took what this one cannot: its catalogue or its version differs.
+                # Or a message has a running job's id. In both cases the job's end is not ours.
+                held.park()
+                return
             if result is None or (standing and standing.fingerprint != result.fingerprint):
                 # Nobody can be told; or another job had this id, and its receiver must not hear
                 # of two ends.
@@ -207,6 +215,12 @@ class JobRunner:
                 self._end(standing or result, record, held)
             else:
                 held.ack()
+
+    def _is_worked_on(self, record: JobRecord) -> bool:
+        found = record.lease()
+        if found is None or found[0].state != "held":
+            return False
+        return found[1].age_seconds < self._attempts.rules.lease_term_seconds
 
     def _quarantine(
         self, held: HeldDelivery, style_id: int | None, code: ErrorCode, message: str
@@ -248,10 +262,18 @@ class JobRunner:
             log.warning("job_not_tidied", reason=str(error))
 
     def _put_off(self, held: HeldDelivery) -> None:
-        try:
-            held.move(self._topology.retry_for_attempt(1))
-        except PublishFailed:
-            held.requeue()
+        """Have it tried again later, as a copy: a quorum queue drops what comes back too often."""
+        while True:
+            try:
+                held.move(self._topology.retry_for_attempt(1))
+            except PublishFailed as error:
+                log.warning("job_not_put_off", reason=str(error))
+            else:
+                return
+            if self._attempts.stopping() or held.is_lost():
+                break
+            time.sleep(_PUT_OFF_AGAIN_SECONDS)
+        held.requeue()
 
 
 def _trainee(order: Order, *, alone: bool) -> Trainee:

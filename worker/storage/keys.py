@@ -74,6 +74,11 @@ class JobKeys:
         return self.prefix.child("announced.json")
 
     @property
+    def last_report(self) -> ObjectUrl:
+        """Somebody sends, or has sent, its report at 100 %."""
+        return self.prefix.child("last_report.json")
+
+    @property
     def delivered(self) -> ObjectUrl:
         """Its terminal event has reached its receiver, or was given up."""
         return self.prefix.child("delivered.json")

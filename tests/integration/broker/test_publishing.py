@@ -65,6 +65,24 @@ def test_a_header_that_cannot_be_sent_is_an_error_and_the_next_message_goes_thro
     assert backend.get("q")[1] == b"next"
 
 
+def test_a_message_that_waits_behind_one_that_cannot_be_sent_goes_through(backend, publisher):
+    declare(backend, "q")
+    publisher.publish("q", b"first", message_id=None, headers=None)
+    publisher._link._call(lambda: time.sleep(0.5))  # so that both wait when it looks
+    bad = threading.Thread(target=lambda: unsendable(publisher))
+    bad.start()
+    time.sleep(0.1)
+    publisher.publish("q", b"second", message_id=None, headers=None)
+    bad.join()
+    publisher.publish("q", b"third", message_id=None, headers=None)
+    assert [backend.get("q")[1] for _ in range(3)] == [b"first", b"second", b"third"]
+
+
+def unsendable(publisher) -> None:
+    with pytest.raises(PublishFailed):
+        publisher.publish("q", b"", message_id=None, headers={"a": object()})
+
+
 def test_threads_share_a_publisher(backend, publisher):
     declare(backend, "q")
     failed: list[PublishFailed] = []

@@ -11,7 +11,6 @@ from worker.contract.base_model import BaseModelEntry
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.job import TrainingJob
 from worker.contract.pipe import FinishedEvent, StopCommand
-from worker.jobs import reports
 from worker.jobs.attempt import AttemptRules, Attempts
 from worker.jobs.claimed_job import Interrupted
 from worker.jobs.control import RunningJobs
@@ -30,6 +29,8 @@ def turn():
 class SlowReceiver:
     """Takes a report, and answers once `asked` is set."""
 
+    goes_on = True
+
     def __init__(self):
         self.has_one, self.asked, self.answered = (threading.Event() for _ in range(3))
 
@@ -37,7 +38,7 @@ class SlowReceiver:
         self.has_one.set()
         self.asked.wait(60)
         self.answered.set()
-        return True
+        return self.goes_on
 
 
 class Held:
@@ -57,7 +58,7 @@ class Held:
 
 
 @contextmanager
-def an_attempt(tmp_path, stages, *, lease_term_seconds=7200.0):
+def an_attempt(tmp_path, stages, *, lease_term_seconds=7200.0, stopping=lambda: False):
     """Attempts, an order and a receiver, which has been told of the job by the time it ends."""
     receiver = SlowReceiver()
     rules = AttemptRules(
@@ -88,7 +89,7 @@ def an_attempt(tmp_path, stages, *, lease_term_seconds=7200.0):
         stages=SimpleNamespace(train=stages(receiver), store_files=lambda *args: None),
         running=RunningJobs(),
         send_progress=receiver,
-        stopping=lambda: False,
+        stopping=stopping,
         activity=Activity(),
     )
     yield attempts, order, receiver
@@ -114,9 +115,8 @@ def failed(receiver):
 
 
 @pytest.mark.parametrize(("stages", "way"), [(interrupted, "requeue"), (failed, "move")])
-def test_it_goes_back_after_the_report_on_its_way_has_arrived(tmp_path, monkeypatch, stages, way):
+def test_it_goes_back_after_the_report_on_its_way_has_arrived(tmp_path, stages, way):
     # Whoever has it next reports at least as much, and that must not arrive first.
-    monkeypatch.setattr(reports, "LAST_REPORT_SECONDS", 60.0)
     with an_attempt(tmp_path, stages) as (attempts, order, receiver):
         held = Held(receiver)
         assert attempts.run(order, LEASE, None, held, turn()) is None
@@ -140,3 +140,45 @@ def test_what_was_trained_by_a_worker_that_was_replaced_is_not_committed(tmp_pat
         held = Held(receiver)
         assert attempts.run(order, LEASE, None, held, turn()) is None
     assert held.given_back[0] == "park"
+
+
+def finished(receiver):
+    def train(claimed, trainer):
+        assert receiver.has_one.wait(60)
+        threading.Timer(0.2, receiver.asked.set).start()
+        return FinishedEvent(files=[], steps=1, epochs=1, loss=0.5, metadata={})
+
+    return train
+
+
+def test_a_receiver_that_ends_the_job_with_its_last_answer_is_heard(tmp_path):
+    with an_attempt(tmp_path, finished) as (attempts, order, receiver):
+        receiver.goes_on = False
+        ended = attempts.run(order, LEASE, None, Held(receiver), turn())
+    assert ended.result.outcome == "canceled"
+    assert ended.last_progress is None
+
+
+def test_a_first_claim_that_was_cut_short_is_no_reason_to_be_superseded_for_ever(tmp_path):
+    with an_attempt(tmp_path, finished) as (attempts, order, receiver):
+        order.record.claim(LEASE, None)  # and its worker ended before it noted the time
+        _, stored = order.record.lease()
+        second = LEASE.model_copy(update={"epoch": 2})
+        ended = attempts.run(order, second, stored, Held(receiver), turn())
+    assert ended.result.accepted_at > 0
+
+
+def test_a_trainer_that_a_drain_had_to_kill_costs_no_attempt(tmp_path):
+    def killed(receiver):
+        def train(claimed, trainer):
+            receiver.asked.set()
+            raise JobError(ErrorCode.WORKER_CRASHED, "it did not stop in time", transient=True)
+
+        return train
+
+    last = LEASE.model_copy(update={"attempts": 3})
+    with an_attempt(tmp_path, killed, stopping=lambda: True) as (attempts, order, receiver):
+        held = Held(receiver)
+        assert attempts.run(order, last, None, held, turn()) is None
+        assert order.record.lease()[0].state == "released"
+    assert held.given_back[0] == "requeue"
