@@ -21,7 +21,7 @@ from worker.jobs.job_folder import job_folder
 from worker.jobs.lease_keeper import LeaseKeeper
 from worker.jobs.place import Turn
 from worker.jobs.record import LastError, Lease, LostLease, Result
-from worker.jobs.reports import GIVE_BACK_SECONDS, Reports, SendReport
+from worker.jobs.reports import Reports, SendReport
 from worker.jobs.stages import StageRunner
 from worker.observability.activity import Activity, JobActivity
 from worker.storage.images import FetchedImage
@@ -258,7 +258,7 @@ class _Attempt:
 
     def _let_go(self, failed: LastError | None = None) -> None:
         """Free the job for its next owner, whose reports shall not overtake one of ours."""
-        self.reports.end(GIVE_BACK_SECONDS)
+        self.reports.end()
         self._keeper.let_go(failed=failed)
 
     def _note(self, outcome: str, code: str = "", message: str = "") -> None:

@@ -17,13 +17,9 @@ log = structlog.get_logger()
 #: False if the receiver said 410 Gone.
 SendReport = Callable[[str, ProgressBody, int, Callable[[], bool]], bool]
 
-#: How long an attempt that ends its job waits for a report on its way, seconds: whoever announces
-#: the end waits for the rest.
-LAST_REPORT_SECONDS = 2.0
-
-#: The same of one that gives its job back: it may go on, and report, at once. Longer than the usual
-#: time-out of a report.
-GIVE_BACK_SECONDS = 20.0
+#: How long the end of an attempt waits for a report on its way, seconds; more than the usual
+#: time-out of one. The next job trains meanwhile.
+_LAST_REPORT_SECONDS = 20.0
 
 
 class Reports:
@@ -59,9 +55,9 @@ class Reports:
         else:
             self._progress.on_step(event)
 
-    def end(self, wait_seconds: float = LAST_REPORT_SECONDS) -> bool:
+    def end(self) -> bool:
         """No further report; whether none is on its way either."""
-        return self._progress is None or self._progress.close(wait_seconds)
+        return self._progress is None or self._progress.close(_LAST_REPORT_SECONDS)
 
     def last(self, result: Result) -> tuple[ProgressBody, int] | None:
         """The report at 100 % of a completed job that somebody hears of."""

@@ -188,8 +188,8 @@ class JobRunner:
         if ended.quiet:
             self._end(ended.result, order.record, held, ended.last_progress)
             return
-        # A receiver hangs on a report, and no progress may arrive after the end. The slot does not
-        # wait for it: the result stands, and the parked message will see to the rest.
+        # A receiver hangs on a report, and no progress may arrive after the end. The slot
+        # has waited: the result stands, and the parked message will see to the rest.
         if order.record.commit(ended.result) == ended.result:
             self._attempts.note_end(ended.result)
         # Nor is the lease let go of: a copy of the message may be on its way already.
