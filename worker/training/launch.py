@@ -67,12 +67,18 @@ def retreat(
     smaller = lesson.plan.smaller()
     if smaller is None:
         raise too_large
-    trainee.recorded = trainee.adapter.buffer.grad = None
-    trainee.adapter.let_go()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    trainee.adapter.buffer.grad = None
+    forget_passes(trainee)
     lesson.plan = smaller
     if smaller.gradient_checkpointing:
         trainee.unet.enable_gradient_checkpointing()
     report(LogEvent(level="warning", event="plan_made_smaller", fields=asdict(smaller)))
     prepare_launch(trainee, lesson, report)
+
+
+def forget_passes(trainee: Trainee) -> None:
+    """Free what the passes so far keep of the device: the recording's memory, the last graph."""
+    trainee.recorded = None
+    trainee.adapter.let_go()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -18,6 +18,7 @@ from worker.training.checkpoint import (
 )
 from worker.training.environment import environment
 from worker.training.evaluate import PASSES, base_loss, fixed_loss
+from worker.training.launch import forget_passes
 from worker.training.library_optimizer import package_version
 from worker.training.loop import Interlude, StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
@@ -129,6 +130,7 @@ class Training:
     def conclude(self) -> dict[str, Any]:
         """Look a last time; what is said of a training that ran to its end, early or not."""
         trainee, lesson = self.trainee, self._lesson
+        forget_passes(trainee)  # what is looked at and exported has other uses for the memory
         trainee.losses = trainee.losses[: trainee.step]
         trainee.rates = trainee.rates[: trainee.step]
         validation = trainee.validation
