@@ -16,6 +16,7 @@ from worker.training.cache import encode
 from worker.training.device import arithmetic_for, free_memory_bytes
 from worker.training.families.sd1 import StableDiffusion1
 from worker.training.job import run_job
+from worker.training.launch import prepare_launch
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
 from worker.training.recording import RecordedPass
@@ -144,7 +145,8 @@ def test_a_recorded_pass_gives_the_gradient_of_one_that_is_not(
     def run(batch, weight):
         return run_pass(trainee, lesson, batch, weight)
 
-    recorded = RecordedPass(run, drawn(lesson, [Sample(0, 0, 0)]).to(gpu), trainee.adapter.buffer)
+    first = drawn(lesson, [Sample(0, 0, 0)]).to(gpu)
+    recorded = RecordedPass(run, first, trainee.adapter.buffer, 0.5)
     for step in range(3):
         batch = drawn(lesson, [Sample(step, 0, step)]).to(gpu)
         found = []
@@ -156,6 +158,16 @@ def test_a_recorded_pass_gives_the_gradient_of_one_that_is_not(
         (loss, gradient), (replayed_loss, replayed) = found
         assert replayed_loss == pytest.approx(loss.item(), rel=1e-3)
         assert (replayed - gradient).abs().max() <= 1e-3 * gradient.abs().max()
+
+
+def test_a_pass_is_recorded_after_steps_that_were_not(tiny_base_model, pictures, tmp_path, gpu):
+    trainee, lesson = prepared(command(tiny_base_model, pictures, tmp_path), gpu)
+    lesson.plan = dataclasses.replace(lesson.plan, recorded=True)
+    optimizer_step(trainee, lesson)
+    said = []
+    prepare_launch(trainee, lesson, said.append)
+    assert said == []
+    assert trainee.recorded is not None
 
 
 @pytest.mark.parametrize("launch", ["eager", "graph"])

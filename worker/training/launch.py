@@ -23,11 +23,14 @@ def prepare_launch(trainee: Trainee, lesson: Lesson, report: Callable[[LogEvent]
     plan, trainee.recorded = lesson.plan, None
     if not (plan.compiled or plan.recorded):
         return
+    # Of a pass whose graph is kept the buffer remembers the stream, which is not a recording's.
+    trainee.adapter.let_go()
     # Steps of other buckets than the fullest stay eager, and those of shorter batches.
     fullest = max(lesson.trained, key=len)
     pictures = itertools.islice(itertools.cycle(fullest), plan.micro_batch)
     samples = [Sample(0, place, picture) for place, picture in enumerate(pictures)]
     batch = drawn(lesson, samples).to(trainee.losses.device)
+    share = 1 / plan.group_size
 
     def run(batch: Batch, share: torch.Tensor) -> torch.Tensor:
         return run_pass(trainee, lesson, batch, share)
@@ -37,9 +40,9 @@ def prepare_launch(trainee: Trainee, lesson: Lesson, report: Callable[[LogEvent]
         with trainee.ranks.together():
             if plan.compiled:
                 compile_blocks(trainee.unet, lesson.compile_cache)
-                run(batch, torch.ones((), device=batch.indices.device))
+                run(batch, torch.full((), share, device=batch.indices.device))
             if plan.recorded:
-                trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer)
+                trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer, share)
     except torch.OutOfMemoryError as error:
         too_large = error.with_traceback(None)
     except Exception as error:
