@@ -45,7 +45,7 @@ def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
             reason = "a CPU has no fp16 training; fp32 is used"
             return Arithmetic(device, "no", torch.float32, reason)
         return Arithmetic(device, requested, torch.float32)
-    if requested == "bf16" and not torch.cuda.is_bf16_supported():
+    if requested == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         reason = "this GPU has no bf16; fp16 is used"
         return Arithmetic(device, "fp16", torch.float16, reason)
     dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
