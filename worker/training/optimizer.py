@@ -27,7 +27,13 @@ def new_accelerator(arithmetic: Arithmetic) -> Accelerator:
     """
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return Accelerator(mixed_precision=arithmetic.precision, cpu=arithmetic.device.type == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=arithmetic.precision, cpu=arithmetic.device.type == "cpu"
+    )
+    if accelerator.scaler is not None:
+        # It begins with the first loss, and a process may have no micro-batch in a step.
+        accelerator.scaler.scale(torch.zeros((), device=arithmetic.device))
+    return accelerator
 
 
 class FlatAdamW(torch.optim.AdamW):
