@@ -1,6 +1,8 @@
 """What does this machine train on, and in which precision? Decided once a job, and said."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +64,22 @@ def compute_repeatably() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, products in full precision are not rounded to TF32, which a GPU's are otherwise.
+
+    The setting is the whole process's: nobody else may compute meanwhile.
+    """
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def device_name(device: torch.device) -> str:
