@@ -51,6 +51,22 @@ def test_the_rate_of_each_step_is_that_of_diffusers_schedule(
     assert trainee.rates.tolist() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("rate", "warm_up", "expected"),
+    [(1e-7, 2, [0, 5e-8, 1e-7, 1e-7, 1e-7]), (1e-3, 5, [0, 2e-4, 4e-4, 6e-4, 8e-4])],
+)
+def test_a_polynomial_that_has_nothing_to_fall_from_or_no_step_to_fall_in_does_not_fall(
+    tiny_base_model, pictures, tmp_path, rate, warm_up, expected
+):
+    """diffusers' falls to 1e-7, the lowest rate that can be asked for, and raises in both cases."""
+    rules = {"lr_scheduler": "polynomial", "learning_rate": rate, "lr_warmup_steps": warm_up}
+    order = command(tiny_base_model, pictures[:1], tmp_path, **{**RULES, **rules})
+    _, trainee, lesson = build(order)
+    for _ in range(5):
+        step(trainee, lesson)
+    assert trainee.rates.tolist() == pytest.approx(expected)
+
+
 def test_a_step_that_the_scaler_skips_changes_nothing_and_does_not_count_in_the_schedule(
     tiny_base_model, pictures, tmp_path, mocker
 ):
