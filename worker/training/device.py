@@ -55,13 +55,15 @@ def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
 
 
 def compute_repeatably() -> None:
-    """Have this process repeat a job bit for bit where its device can, without paying for more.
+    """Have this process repeat a job bit for bit where its device can.
 
-    In this mode torch fills every new tensor with NaN unless it is told not to. TF32 is for bases
-    in full precision on a GPU.
+    Nothing raises where it cannot; in backward passes more of it is seen to (`repeatable.py`).
+    cuDNN's attention does not repeat. In this mode torch fills every new tensor with NaN unless it
+    is told not to. TF32 is for bases in full precision on a GPU.
     """
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
 

@@ -10,6 +10,7 @@ from worker.contract.pipe import LogEvent
 from worker.training.batch import Batch
 from worker.training.compiling import compile_blocks, forget_compiled_blocks
 from worker.training.recording import RecordedPass
+from worker.training.repeatable import passed
 from worker.training.sampler import Sample
 from worker.training.step import Lesson, Trainee, drawn, run_pass
 
@@ -33,7 +34,7 @@ def prepare_launch(trainee: Trainee, lesson: Lesson, report: Callable[[LogEvent]
     share = 1 / plan.group_size
 
     def run(batch: Batch, share: torch.Tensor) -> torch.Tensor:
-        return run_pass(trainee, lesson, batch, share)
+        return passed(lambda: run_pass(trainee, lesson, batch, share), trainee.strictness)
 
     too_large = None
     try:
