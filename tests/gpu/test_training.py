@@ -13,9 +13,10 @@ from worker.training import step as step_module
 from worker.training.adapter import add_adapter
 from worker.training.base_model import BaseModelShelf
 from worker.training.cache import encode
-from worker.training.device import arithmetic_for, free_memory_bytes
+from worker.training.device import arithmetic_for, compute_repeatably, free_memory_bytes
 from worker.training.families.sd1 import StableDiffusion1
 from worker.training.job import run_job
+from worker.training.launch import prepare_launch
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
 from worker.training.plan import make_plan
 from worker.training.recording import RecordedPass
@@ -144,7 +145,8 @@ def test_a_recorded_pass_gives_the_gradient_of_one_that_is_not(
     def run(batch, weight):
         return run_pass(trainee, lesson, batch, weight)
 
-    recorded = RecordedPass(run, drawn(lesson, [Sample(0, 0, 0)]).to(gpu), trainee.adapter.buffer)
+    first = drawn(lesson, [Sample(0, 0, 0)]).to(gpu)
+    recorded = RecordedPass(run, first, trainee.adapter.buffer, 0.5)
     for step in range(3):
         batch = drawn(lesson, [Sample(step, 0, step)]).to(gpu)
         found = []
@@ -156,6 +158,16 @@ def test_a_recorded_pass_gives_the_gradient_of_one_that_is_not(
         (loss, gradient), (replayed_loss, replayed) = found
         assert replayed_loss == pytest.approx(loss.item(), rel=1e-3)
         assert (replayed - gradient).abs().max() <= 1e-3 * gradient.abs().max()
+
+
+def test_a_pass_is_recorded_after_steps_that_were_not(tiny_base_model, pictures, tmp_path, gpu):
+    trainee, lesson = prepared(command(tiny_base_model, pictures, tmp_path), gpu)
+    lesson.plan = dataclasses.replace(lesson.plan, recorded=True)
+    optimizer_step(trainee, lesson)
+    said = []
+    prepare_launch(trainee, lesson, said.append)
+    assert said == []
+    assert trainee.recorded is not None
 
 
 @pytest.mark.parametrize("launch", ["eager", "graph"])
@@ -171,6 +183,27 @@ def test_a_stopped_job_ends_as_one_that_ran_through(
     resumed, _ = job(order("resumed", resume_from=last_checkpoint(events)), gpu)
     assert resumed.metadata["resumed_exactly"]
     assert digests(resumed) == digests(whole)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_the_gradient_of_a_full_size_pass_repeats_bit_for_bit(
+    full_base_model, pictures, tmp_path, gpu, precision
+):
+    """In sizes at which attention's kernels split their work."""
+    compute_repeatably()
+    order = command(
+        full_base_model, pictures[:2], tmp_path, resolution=512, mixed_precision=precision
+    )
+    trainee, lesson = prepared(order, gpu, precision)
+    batch, share = drawn(lesson, [Sample(0, 0, 0)]).to(gpu), torch.ones((), device=gpu)
+    gradients = []
+    for _ in range(5):
+        torch.manual_seed(0)
+        run_pass(trainee, lesson, batch, share)  # raises where it cannot be had
+        gradients.append(trainee.adapter.buffer.grad)
+        trainee.adapter.buffer.grad = None
+    assert gradients[0].any()
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
 def test_no_step_waits_for_the_device(tiny_base_model, pictures, tmp_path, gpu):

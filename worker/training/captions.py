@@ -12,14 +12,20 @@ from worker.training.sampler import generator
 #: Most orders of one caption, the one that was sent included. Each is shown once in as many passes.
 MOST_ORDERS = 8
 
-#: Texts that all orders of a job's captions may be: their embeddings stay on the device, and one of
-#: Stable Diffusion 1.5 takes a quarter of a megabyte.
-_MOST_TEXTS = 2048
+#: Texts that all orders of a job's captions may be, and bytes that these may take: their embeddings
+#: stay on the device.
+_MOST_TEXTS, _MOST_BYTES = 2048, 2**30
 
 
-def orders_each(captions: int) -> int:
-    """How many orders each of so many captions may have."""
-    return max(2, min(MOST_ORDERS, _MOST_TEXTS // max(1, captions)))
+def orders_each(captions: int, text_bytes: int) -> int:
+    """How many orders each of so many captions may have; 2 at least, or nothing were shuffled.
+
+    Args:
+        captions: distinct ones.
+        text_bytes: what the embedding of one takes.
+    """
+    texts = min(_MOST_TEXTS, _MOST_BYTES // text_bytes)
+    return max(2, min(MOST_ORDERS, texts // max(1, captions)))
 
 
 def caption_orders(caption: str, *, seed: int, kept: int, most: int) -> tuple[str, ...]:

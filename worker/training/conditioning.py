@@ -105,6 +105,12 @@ def encode_captions(
     )
 
 
+def text_bytes(family: Family, config: Mapping[str, Any]) -> int:
+    """What one encoded caption takes for a denoiser of this configuration: fp32 throughout."""
+    tokens, width = family.context_shape(config)
+    return (tokens * width + (family.pooled_width(config) or 0)) * torch.float32.itemsize
+
+
 def time_ids(
     family: Family, shown: Sequence[Sequence[Shown]], device: torch.device
 ) -> torch.Tensor | None:

@@ -1,6 +1,8 @@
 """What does this machine train on, and in which precision? Decided once a job, and said."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +47,7 @@ def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
             reason = "a CPU has no fp16 training; fp32 is used"
             return Arithmetic(device, "no", torch.float32, reason)
         return Arithmetic(device, requested, torch.float32)
-    if requested == "bf16" and not torch.cuda.is_bf16_supported():
+    if requested == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         reason = "this GPU has no bf16; fp16 is used"
         return Arithmetic(device, "fp16", torch.float16, reason)
     dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,15 +55,33 @@ def arithmetic_for(requested: Precision, device: torch.device) -> Arithmetic:
 
 
 def compute_repeatably() -> None:
-    """Have this process repeat a job bit for bit where its device can, without paying for more.
+    """Have this process repeat a job bit for bit where its device can.
 
-    In this mode torch fills every new tensor with NaN unless it is told not to. TF32 is for bases
-    in full precision on a GPU.
+    Nothing raises where it cannot; in backward passes more of it is seen to (`repeatable.py`).
+    cuDNN's attention does not repeat. In this mode torch fills every new tensor with NaN unless it
+    is told not to. TF32 is for bases in full precision on a GPU.
     """
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, products in full precision are not rounded to TF32, which a GPU's are otherwise.
+
+    The setting is the whole process's: nobody else may compute meanwhile.
+    """
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def device_name(device: torch.device) -> str:

@@ -36,8 +36,8 @@ def try_gpu() -> dict[str, Any]:
 
 
 def _dtypes() -> list[torch.dtype]:
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return [torch.float32, half]
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return [torch.float32, torch.bfloat16 if has_bf16 else torch.float16]
 
 
 def _multiplies(dtype: torch.dtype) -> bool:

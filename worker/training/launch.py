@@ -10,6 +10,7 @@ from worker.contract.pipe import LogEvent
 from worker.training.batch import Batch
 from worker.training.compiling import compile_blocks, forget_compiled_blocks
 from worker.training.recording import RecordedPass
+from worker.training.repeatable import passed
 from worker.training.sampler import Sample
 from worker.training.step import Lesson, Trainee, drawn, run_pass
 
@@ -23,23 +24,26 @@ def prepare_launch(trainee: Trainee, lesson: Lesson, report: Callable[[LogEvent]
     plan, trainee.recorded = lesson.plan, None
     if not (plan.compiled or plan.recorded):
         return
+    # Of a pass whose graph is kept the buffer remembers the stream, which is not a recording's.
+    trainee.adapter.let_go()
     # Steps of other buckets than the fullest stay eager, and those of shorter batches.
     fullest = max(lesson.trained, key=len)
     pictures = itertools.islice(itertools.cycle(fullest), plan.micro_batch)
     samples = [Sample(0, place, picture) for place, picture in enumerate(pictures)]
     batch = drawn(lesson, samples).to(trainee.losses.device)
+    share = 1 / plan.group_size
 
     def run(batch: Batch, share: torch.Tensor) -> torch.Tensor:
-        return run_pass(trainee, lesson, batch, share)
+        return passed(lambda: run_pass(trainee, lesson, batch, share), trainee.strictness)
 
     too_large = None
     try:
         with trainee.ranks.together():
             if plan.compiled:
                 compile_blocks(trainee.unet, lesson.compile_cache)
-                run(batch, torch.ones((), device=batch.indices.device))
+                run(batch, torch.full((), share, device=batch.indices.device))
             if plan.recorded:
-                trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer)
+                trainee.recorded = RecordedPass(run, batch, trainee.adapter.buffer, share)
     except torch.OutOfMemoryError as error:
         too_large = error.with_traceback(None)
     except Exception as error:
@@ -67,12 +71,18 @@ def retreat(
     smaller = lesson.plan.smaller()
     if smaller is None:
         raise too_large
-    trainee.recorded = trainee.adapter.buffer.grad = None
-    trainee.adapter.let_go()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    trainee.adapter.buffer.grad = None
+    forget_passes(trainee)
     lesson.plan = smaller
     if smaller.gradient_checkpointing:
         trainee.unet.enable_gradient_checkpointing()
     report(LogEvent(level="warning", event="plan_made_smaller", fields=asdict(smaller)))
     prepare_launch(trainee, lesson, report)
+
+
+def forget_passes(trainee: Trainee) -> None:
+    """Free what the passes so far keep of the device: the recording's memory, the last graph."""
+    trainee.recorded = None
+    trainee.adapter.let_go()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

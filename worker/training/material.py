@@ -13,6 +13,7 @@ from worker.contract.pipe import ImageFile, TrainCommand
 from worker.training.base_model import LoadedBaseModel
 from worker.training.cache import Dataset, as_it_is, count_tokens, encode
 from worker.training.captions import caption_orders, orders_each
+from worker.training.conditioning import text_bytes
 from worker.training.dataset_report import doubled, picture_reports
 from worker.training.framing import framing_of
 from worker.training.images import Pictures
@@ -82,7 +83,7 @@ def gather(
         itertools.chain(pictures, of_class if with_prior else ()),
         mirrored=rules.random_flip,
         crops=framing.crops,
-        caption_orders=_orders(command),
+        caption_orders=_orders(command, model),
     )
     rows, class_rows = (
         picture_reports(
@@ -112,10 +113,11 @@ def prior_facts(material: Material) -> dict[str, Any]:
     return {"class_pictures": {**found, "made": bool(material.prior.made)}}
 
 
-def _orders(command: TrainCommand) -> Callable[[str], Sequence[str]]:
+def _orders(command: TrainCommand, model: LoadedBaseModel) -> Callable[[str], Sequence[str]]:
     """The orders of its tags that each caption is trained in."""
     rules = command.parameters
     if not rules.shuffle_captions:
         return as_it_is
-    most = orders_each(len({image.caption for image in command.images}))
+    captions = len({image.caption for image in command.images})
+    most = orders_each(captions, text_bytes(model.family, model.unet.config))
     return functools.partial(caption_orders, seed=command.seed, kept=rules.keep_tokens, most=most)

@@ -17,6 +17,10 @@ from worker.training.library_optimizer import LibraryOptimizer, adafactor, adamw
 #: AdamW's state of one element of a weight; the number of steps is the same for all.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
+#: The rate that diffusers' polynomial schedule falls to. It fails where there is nothing to fall
+#: from, and where there is no step to fall in.
+_POLYNOMIAL_END = 1e-7
+
 
 def new_accelerator(arithmetic: Arithmetic) -> Accelerator:
     """An accelerator for one job.
@@ -27,7 +31,13 @@ def new_accelerator(arithmetic: Arithmetic) -> Accelerator:
     """
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return Accelerator(mixed_precision=arithmetic.precision, cpu=arithmetic.device.type == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=arithmetic.precision, cpu=arithmetic.device.type == "cpu"
+    )
+    if accelerator.scaler is not None:
+        # It begins with the first loss, and a process may have no micro-batch in a step.
+        accelerator.scaler.scale(torch.zeros((), device=arithmetic.device))
+    return accelerator
 
 
 class FlatAdamW(torch.optim.AdamW):
@@ -147,10 +157,14 @@ class Schedule:
         total_steps: int,
     ) -> None:
         throw_away = torch.optim.SGD([torch.zeros(1)], lr=parameters.learning_rate)
+        name, warmup = parameters.lr_scheduler, parameters.lr_warmup_steps
+        falls = parameters.learning_rate > _POLYNOMIAL_END and warmup < total_steps
+        if name == "polynomial" and not falls:
+            name = "constant_with_warmup"
         factor = get_scheduler(
-            parameters.lr_scheduler,
+            name,
             optimizer=throw_away,
-            num_warmup_steps=parameters.lr_warmup_steps,
+            num_warmup_steps=warmup,
             num_training_steps=total_steps,
         ).lr_lambdas[0]
         device = optimizer.steps_done.device

@@ -55,14 +55,18 @@ class Plan:
         return math.ceil(self.group_size * self.samples_each / self.micro_batch)
 
     def smaller(self) -> "Plan | None":
-        """The plan for when this one ran out of memory: half the micro-batch, then checkpointing.
+        """The plan for when this one ran out of memory.
 
-        The pictures of an optimizer step stay the same. None if nothing is left to try.
+        Half the micro-batch, down to one sample; then without the recording, which holds its memory
+        between the steps; then checkpointing. The pictures of an optimizer step stay the same. None
+        if nothing is left to try.
         """
         if self.micro_batch > 1:
             return replace(self, micro_batch=self.micro_batch // 2)
+        if self.recorded:
+            return replace(self, recorded=False)
         if not self.gradient_checkpointing and self.may_checkpoint:
-            return replace(self, gradient_checkpointing=True, recorded=False)
+            return replace(self, gradient_checkpointing=True)
         return None
 
     def ended_at(self, step: int) -> "Plan":

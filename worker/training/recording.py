@@ -26,15 +26,18 @@ Pass = Callable[[Batch, torch.Tensor], torch.Tensor]
 class RecordedPass:
     """Replays a pass for batches of one size and bucket."""
 
-    def __init__(self, run: Pass, batch: Batch, buffer: torch.nn.Parameter) -> None:
+    def __init__(self, run: Pass, batch: Batch, buffer: torch.nn.Parameter, share: float) -> None:
         """Record `run` on the shapes of `batch`, whose gradient lands in `buffer.grad`.
+
+        It is compared at the `share` that a sample has in a full step: with more, gradients in fp16
+        may be too large for any comparison.
 
         Raises:
             RuntimeError: this device or something in the pass cannot be recorded, or the replay is
                 not what a pass gives.
         """
         self._batch = replace(batch, indices=batch.indices.clone(), normal=batch.normal.clone())
-        self._share = torch.ones((), device=buffer.device)
+        self._share = torch.full((), share, device=buffer.device)
         self._buffer = buffer
         buffer.grad = None
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

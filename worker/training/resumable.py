@@ -18,6 +18,7 @@ from worker.training.checkpoint import (
 )
 from worker.training.environment import environment
 from worker.training.evaluate import PASSES, base_loss, fixed_loss
+from worker.training.launch import forget_passes
 from worker.training.library_optimizer import package_version
 from worker.training.loop import Interlude, StopReason, train
 from worker.training.optimizer import new_accelerator, new_optimizer, new_schedule
@@ -48,6 +49,7 @@ class Training:
         """Put a fresh adapter on the model, with its optimizer and schedule."""
         self._command, self._lesson, self._report = command, lesson, report
         self._inexactly: list[str] = []
+        self._resumed = False
         rules, plan = command.parameters, lesson.plan
         if plan.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
@@ -106,6 +108,7 @@ class Training:
             self._company_before = _NOT_ASKED
             self._log("warning", "checkpoint_not_used", reason=str(error))
             return {"resumed": False, "resumed_exactly": True}
+        self._resumed = True
         found = {"resumed": True, **self._exactness(), "resumed_at_step": self.trainee.step}
         self._log("info", "training_resumed", **found)
         return found
@@ -129,6 +132,7 @@ class Training:
     def conclude(self) -> dict[str, Any]:
         """Look a last time; what is said of a training that ran to its end, early or not."""
         trainee, lesson = self.trainee, self._lesson
+        forget_passes(trainee)  # what is looked at and exported has other uses for the memory
         trainee.losses = trainee.losses[: trainee.step]
         trainee.rates = trainee.rates[: trainee.step]
         validation = trainee.validation
@@ -152,7 +156,7 @@ class Training:
             "evaluation_loss_before": validation.base,
             "evaluation_loss_after": loss,
             "validation": found,
-            **(self._exactness() if self._inexactly else {}),
+            **(self._exactness() if self._resumed else {}),
         }
 
     def _exactness(self) -> dict[str, Any]:
@@ -166,6 +170,7 @@ class Training:
         if self._company_before is not _NOT_ASKED:
             self._compare_company(self._company_before)
             self._company_before = _NOT_ASKED
+        self._say_what_does_not_repeat()
         self._look_if_due()
 
     def _compare_company(self, before: str | None) -> None:
@@ -174,6 +179,13 @@ class Training:
         if now != before:
             self._inexactly.append(f"{COMPANY}: {now or 'none'} here, {before or 'none'} before")
             self._log("info", "company_is_another", **self._exactness())
+
+    def _say_what_does_not_repeat(self) -> None:
+        """Once: a training that goes on from here, now or later, may end with other bits."""
+        because = self.trainee.strictness.given_up_because
+        if because and because not in self._inexactly:
+            self._inexactly.append(because)
+            self._log("warning", "gradients_do_not_repeat", reason=because)
 
     def _look_if_due(self) -> None:
         every = self._steps_between_looks

@@ -22,6 +22,7 @@ from worker.training.plan import Plan
 from worker.training.prior import Prior
 from worker.training.ranks import ALONE, Ranks
 from worker.training.recording import RecordedPass
+from worker.training.repeatable import Strictness, passed
 from worker.training.sampler import Companions, Sample, derived_seed, draw, step_samples
 from worker.training.validation import Validation
 
@@ -44,6 +45,7 @@ class Trainee:
         recorded: replays forward and backward pass, where the plan wants it and it can be had.
         ranks: who else trains the same adapter.
         seat: where its passes are made; each by itself if None.
+        strictness: whether its gradients repeat bit for bit.
     """
 
     unet: UNet2DConditionModel
@@ -60,6 +62,7 @@ class Trainee:
     recorded: RecordedPass | None = None
     ranks: Ranks = ALONE
     seat: "Seat | None" = None
+    strictness: Strictness = field(default_factory=Strictness)
 
     def __post_init__(self) -> None:
         self.rates = torch.full_like(self.losses, torch.nan, dtype=torch.float64)
@@ -141,10 +144,10 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
     samples = sum(len(batch) for batch in batches) // lesson.plan.samples_each
     device = trainee.losses.device
     loss = torch.zeros((), device=device)
-    passed = pass_alone if trainee.seat is None else trainee.seat.take_part
+    take_part = pass_alone if trainee.seat is None else trainee.seat.take_part
     with trainee.ranks.together():
         for number, batch in trainee.ranks.share(batches):
-            loss += passed(
+            loss += take_part(
                 Work(
                     trainee,
                     lesson,
@@ -166,21 +169,27 @@ def optimizer_step(trainee: Trainee, lesson: Lesson) -> torch.Tensor:
 
 def pass_alone(work: Work) -> torch.Tensor:
     """Pass a micro-batch by itself, recorded where that can be had; as `run_pass`."""
-    # Dropout draws from torch's global generator: its masks, too, come from the counters.
-    torch.manual_seed(work.dropout_seed)
     trainee = work.trainee
-    if trainee.recorded is not None and trainee.recorded.fits(work.batch):
-        return trainee.recorded(work.batch, work.share)
-    return run_pass(trainee, work.lesson, work.batch, work.share)
+
+    def make() -> torch.Tensor:
+        # Dropout draws from torch's global generator: its masks, too, come from the counters.
+        torch.manual_seed(work.dropout_seed)
+        if trainee.recorded is not None and trainee.recorded.fits(work.batch):
+            return trainee.recorded(work.batch, work.share)
+        return run_pass(trainee, work.lesson, work.batch, work.share)
+
+    return passed(make, trainee.strictness)
 
 
 def run_pass(trainee: Trainee, lesson: Lesson, batch: Batch, share: torch.Tensor) -> torch.Tensor:
     """Forward and backward pass of a micro-batch on the device, each sample of it with `share`.
 
-    Returns its part of the loss; its part of the gradient is added to the buffer's.
+    For use in `passed`. Returns its part of the loss; its part of the gradient is added to the
+    buffer's.
     """
     part = batch_losses(trainee, lesson, batch).sum() * share
-    trainee.accelerator.backward(part)
+    with trainee.strictness.backward():
+        trainee.accelerator.backward(part)
     return part.detach()
 
 

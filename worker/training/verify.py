@@ -15,6 +15,7 @@ from worker.training.adapter_weights import ADAPTER
 from worker.training.baton import breathe
 from worker.training.compiling import as_written
 from worker.training.conditioning import random_conditions
+from worker.training.device import without_tf32
 from worker.training.export import KOHYA_FILE
 from worker.training.families.known import family_of
 from worker.training.reading_back import Part, read_as_comfyui_does, read_as_diffusers_does
@@ -133,7 +134,7 @@ def _run(unet: Any) -> torch.Tensor:
     conditions = random_conditions(family, config, generator)
     device, dtype = unet.device, unet.dtype
     # Compiled blocks round otherwise than the fresh, uncompiled ones.
-    with as_written(unet):
+    with as_written(unet), without_tf32():
         output: torch.Tensor = unet(
             sample.to(device, dtype),
             timestep=torch.tensor([500], device=device),
@@ -150,7 +151,8 @@ def _run_text(text_encoder: Any) -> torch.Tensor:
     shape = (2, config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, shape, generator=generator)
-    output: torch.Tensor = text_encoder(tokens.to(text_encoder.device))[0]
+    with without_tf32():
+        output: torch.Tensor = text_encoder(tokens.to(text_encoder.device))[0]
     return output.float().cpu()
 
 

@@ -32,6 +32,7 @@ from worker.contract.pipe import FinishedEvent, StoppedEvent
 from worker.demo.tiny_families import make_family
 from worker.training.adapter import remove_adapter
 from worker.training.base_model import BaseModelShelf, load_base_model
+from worker.training.conditioning import encode_captions, text_bytes
 from worker.training.device import arithmetic_for
 from worker.training.evaluate import fixed_loss
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
@@ -338,3 +339,14 @@ def test_text_encoders_of_another_xl_are_refused(tiny_families, tmp_path):
     entry = BaseModelEntry(name="mine", location=str(folder), family="sdxl")
     with pytest.raises(JobError, match="are not made for each other"):
         load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_text_takes_is_what_encoding_it_gives(tiny_families, family):
+    entry = BaseModelEntry(name="tiny", location=str(tiny_families[family]), family=family)
+    model = load_base_model(entry, arithmetic_for("no", CPU), allow_hub=False)
+    found = encode_captions(model.family, model.text_encoders, ["a fox"])
+    kept = [part for part in (found.states, found.pooled) if part is not None]
+    assert len(found) * text_bytes(model.family, model.unet.config) == sum(
+        part.numel() * part.element_size() for part in kept
+    )

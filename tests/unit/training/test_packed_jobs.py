@@ -158,3 +158,23 @@ def test_alone_in_its_trainer_a_job_that_needs_too_much_memory_has_failed(orders
     [order, _] = orders("packed")
     [refused], _ = run_together([order.model_copy(update={"alone": True})], all_seated=False)
     assert (refused.code, refused.transient) == (ErrorCode.GPU_OUT_OF_MEMORY, False)
+
+
+def test_jobs_of_stable_diffusion_3_train_one_after_another_in_a_trainer_with_several_slots(
+    tiny_families, pictures, tmp_path
+):
+    orders = [
+        command(
+            tiny_families["sd3"],
+            pictures[:3],
+            tmp_path / name,
+            job_id=name,
+            family="sd3",
+            max_train_steps=2,
+        )
+        for name in "ab"
+    ]
+    # Neither takes its seat before the other has left.
+    ended, _ = run_together(orders, all_seated=False)
+    assert [type(one) for one in ended] == [FinishedEvent, FinishedEvent]
+    assert digests(ended[0]) == digests(run(orders[0])[0])

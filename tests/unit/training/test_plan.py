@@ -104,6 +104,35 @@ def test_long_jobs_on_a_gpu_are_recorded_unless_checkpointing_or_told_otherwise(
     assert not recorded(max_train_steps=100, free=0)
 
 
+def test_with_one_sample_a_recording_is_given_up_before_activations_are_recomputed():
+    def ladder(**rules):
+        rules = TrainingParameters(train_batch_size=2, max_train_steps=100, **rules)
+        plan = make_plan(rules, 8, memory=MEMORY, free_bytes=24 * GIB)
+        while plan is not None:
+            yield plan.micro_batch, plan.recorded, plan.gradient_checkpointing
+            plan = plan.smaller()
+
+    rungs = [(2, True, False), (1, True, False), (1, False, False)]
+    assert list(ladder()) == [*rungs, (1, False, True)]
+    assert list(ladder(gradient_checkpointing=False)) == rungs
+
+
+def test_where_only_a_recording_does_not_fit_steps_are_made_without(
+    tiny_base_model, pictures, tmp_path, mocker
+):
+    _, trainee, lesson = build(command(tiny_base_model, pictures[:2], tmp_path, max_train_steps=2))
+    lesson.plan = dataclasses.replace(lesson.plan, recorded=True)
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    mocker.patch.object(launch_module, "RecordedPass", side_effect=full)
+    said = []
+    train(trainee, lesson, report=said.append, should_stop=lambda: None, checkpoint=lambda: None)
+    assert trainee.step == 2
+    assert trainee.recorded is None
+    [smaller] = [e.fields for e in said if isinstance(e, LogEvent)]
+    assert smaller == dataclasses.asdict(lesson.plan)
+    assert (smaller["recorded"], smaller["gradient_checkpointing"]) == (False, False)
+
+
 def test_the_estimate_is_in_the_plan():
     rules = TrainingParameters()
     plan = make_plan(rules, 8, memory=MEMORY, free_bytes=24 * GIB)

@@ -13,6 +13,7 @@ from tests.unit.training_export.conftest import UnetMaker
 from tests.unit.training_export.test_files import export
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.target_modules import TARGET_PRESETS
+from worker.training.device import compute_repeatably
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
 from worker.training.verify import verify_adapter
 
@@ -92,6 +93,30 @@ def test_a_base_in_another_memory_format_fails_no_job(
         unet, files=files, fresh_unet=lambda: fresh_unet().to(memory_format=torch.channels_last)
     )
     assert difference < 1e-4
+
+
+def test_outputs_are_compared_without_tf32_and_training_has_it_again_after(
+    trained_unet: UnetMaker, fresh_unet: UnetMaker, tmp_path: Path
+) -> None:
+    """Products in TF32 differ by more than what is taken for rounding in full precision."""
+    unet, fresh, seen = trained_unet(), fresh_unet(), []
+
+    def note(*_: object) -> None:
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+    for model in (unet, fresh):
+        model.register_forward_pre_hook(note)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        compute_repeatably()
+        as_trained = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        verify_adapter(unet, files=export(unet, tmp_path), fresh_unet=lambda: fresh)
+        after = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert after == as_trained == ("high", True)
+    assert seen == 3 * [("highest", False)]
 
 
 def _alpha_is_the_rank(tensors: Tensors, _header: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from worker.contract.pipe import LogEvent
 from worker.training.baton import Baton, breathe
+from worker.training.launch import forget_passes
 from worker.training.packing.packed_seat import Needs, PackedSeat
 from worker.training.packing.shared_pass import likeness
 from worker.training.seat import Report, ShouldStop
@@ -161,7 +162,8 @@ class Pack:
             some, rest = rest[:size], rest[size:]
             works = [one.work for one in some if one.work is not None]
             for work in works:
-                work.trainee.recorded = None  # its memory is for the neighbours
+                if work.trainee.recorded is not None:
+                    forget_passes(work.trainee)  # the memory is for the neighbours
             too_large = False
             try:
                 losses = self._shared(works)

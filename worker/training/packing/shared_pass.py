@@ -12,6 +12,7 @@ from worker.training.base_model import unet_of_same_weights
 from worker.training.conditioning import Conditions
 from worker.training.low_rank import LowRankArithmetic
 from worker.training.packing.arithmetic import PackedArithmetic
+from worker.training.repeatable import passed
 from worker.training.step import Work, answer, task_of
 
 
@@ -54,6 +55,9 @@ class SharedPass:
         Raises:
             torch.OutOfMemoryError: no job's state has changed.
         """
+        return passed(lambda: self._pass(works), *(work.trainee.strictness for work in works))
+
+    def _pass(self, works: Sequence[Work]) -> list[torch.Tensor]:
         jobs: list[Any] = [work.trainee.adapter for work in works]
         self._arithmetic.take(jobs, [work.dropout_seed for work in works])
         try:
@@ -64,7 +68,10 @@ class SharedPass:
                 for part, scaler in zip(parts, scalers, strict=True)
             ]
             # A sum's gradient is 1 for each, whatever the others are: NaN goes nowhere.
-            torch.autograd.backward(torch.stack(scaled).sum())
+            # One who would have it strictly has the say, and is told if it cannot be had.
+            asked = [work.trainee.strictness for work in works]
+            with min(asked, key=lambda one: bool(one.given_up_because)).backward():
+                torch.autograd.backward(torch.stack(scaled).sum())
             self._arithmetic.give_back()
         finally:
             self._arithmetic.let_go()

@@ -135,8 +135,9 @@ def _company_of(command: TrainCommand) -> Hashable | None:
     return None if command.alone else company(command.parameters, command.base_model)
 
 
-def _same_weights(one: UNet2DConditionModel, other: UNet2DConditionModel) -> bool:
-    return bool(one.conv_in.weight.data_ptr() == other.conv_in.weight.data_ptr())
+def _same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two denoisers of one kind, without adapters, lie on the same weights."""
+    return next(one.parameters()).data_ptr() == next(other.parameters()).data_ptr()
 
 
 def _needs(command: TrainCommand, model: LoadedBaseModel, lesson: Lesson) -> Needs:
