@@ -166,7 +166,7 @@ def test_the_largest_bucket_is_what_is_recorded(tiny_base_model, many, tmp_path,
     made, used = [], []
 
     class Recorder(recording.RecordedPass):
-        def __init__(self, run, batch, buffer):
+        def __init__(self, run, batch, buffer, share):
             self._batch, self._run = batch, run
             made.append(batch)
 
