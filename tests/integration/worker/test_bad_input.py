@@ -208,7 +208,7 @@ def test_a_job_whose_trainer_always_crashes_is_given_up_and_the_worker_goes_on(s
         goes_on(site)
     assert end.json["error_code"] == "WORKER_CRASHED"
     attempts = [x["attempt"] for x in worker.log("job_taken_up") if x["style_id"] == style]
-    assert attempts == [1, 2, 3]
+    assert attempts == [1, 2, 3, 4, 5]
 
 
 def test_a_permanent_error_of_the_trainer_is_told_as_it_is(site):

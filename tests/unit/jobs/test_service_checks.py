@@ -15,6 +15,7 @@ def test_in_production_a_message_that_may_name_any_bucket_is_worth_a_word(
 ):
     monkeypatch.setenv("ENVIRONMENT", environment)
     monkeypatch.setenv("INTERNAL_API_TOKEN", "token")
+    monkeypatch.setenv("WEBHOOK_ALLOWED_HOSTS", "api.example.com")
     monkeypatch.setenv("IMAGE_ALLOWED_BUCKETS", buckets)
     findings = service_checks.pictures(load_settings())
     assert [one.verdict for one in findings] == found
