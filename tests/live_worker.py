@@ -24,7 +24,7 @@ from worker.demo.s3_server import S3Server
 TOKEN = CANARIES["INTERNAL_API_TOKEN"]
 
 #: How long anything may take before a test gives up, seconds.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 
 @dataclass

@@ -9,7 +9,7 @@ from functools import partial
 
 from tests.faults.case import Case, expect
 from tests.faults.checker import Counts
-from tests.faults.scene import Lab, Scene, scene, wait
+from tests.faults.scene import PATIENCE_SECONDS, Lab, Scene, scene, wait
 from tests.fixtures.servers import drip, raw_server
 from tests.live_worker import eventually
 from worker.demo.receiver import Received, Receiver, Reply
@@ -158,5 +158,5 @@ def _ends_before_the_other(played: Scene, job_id: str) -> None:
     """A broken receiver does not idle the GPU."""
     played.receiver.wait_for(
         lambda got: any(one.event == "complete" and one.json["job_id"] == job_id for one in got),
-        AWAY_SECONDS + 30,
+        PATIENCE_SECONDS,
     )
