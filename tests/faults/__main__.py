@@ -40,7 +40,7 @@ from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.s3_server import S3Server
 
 #: Cases played at a time. They wait for most of their time: for leases to go stale, for time-outs.
-LANES = 10
+LANES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
