@@ -4,16 +4,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AliasChoices
+from pydantic import AliasChoices, SecretStr
 
 from worker.contract.asyncapi import asyncapi
 from worker.contract.openapi import openapi
 from worker.contract.parameters import TrainingParameters
 from worker.contract.schema import json_schema
-from worker.settings import env_example, settings_table
+from worker.settings import Settings
 
 
 def document(make: Callable[[], dict[str, Any]]) -> Callable[[str], str]:
@@ -31,6 +31,46 @@ def between_marks(name: str, make: Callable[[], str]) -> Callable[[str], str]:
         return marks.sub(lambda found: found[1] + make() + found[2], text)
 
     return remade
+
+
+def env_example() -> str:
+    """The text of `config/worker.env.example`: every variable, its line, its default."""
+    lines = [
+        "# Settings of lora-worker: copy, uncomment what you change.",
+        "# Credentials of the store come from the AWS SDK's own names:",
+        "# AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, …",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        if isinstance(default, tuple):
+            default = ",".join(f"{item:g}" if isinstance(item, float) else item for item in default)
+        if isinstance(default, bool):
+            default = str(default).lower()
+        lines += [
+            "",
+            f"# {field.description}{_choices(field.annotation)}",
+            f"#{name.upper()}={'' if default is None else default}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _choices(annotation: Any) -> str:
+    if get_origin(annotation) is not Literal:
+        return ""
+    *others, last = get_args(annotation)
+    return f" One of {', '.join(others)} and {last}."
+
+
+def settings_table() -> str:
+    """The table of settings in docs/settings.md, in Markdown."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for block in env_example().split("\n\n")[1:]:
+        meaning, assignment = block.strip().split("\n")
+        name, default = assignment.removeprefix("#").split("=", 1)
+        rows.append(f"| `{name}` | {f'`{default}`' if default else ''} | {meaning[2:]} |")
+    return "\n".join(rows) + "\n"
 
 
 def parameters_table() -> str:

@@ -10,11 +10,11 @@ import pytest
 import typer
 
 from tests.docs.pages import PAGES, TOP, blocks, prose, read, spans
+from tests.generated import env_example
 from worker.cli import app
 from worker.contract.errors import ErrorCode
 from worker.contract.events import CompleteBody, FailedBody, ProgressBody
 from worker.contract.job import parse_message
-from worker.settings import env_example
 
 #: Names in capitals that others have given: the system's, the broker's, CUDA's, the SDK's.
 FOREIGN_NAMES = {
