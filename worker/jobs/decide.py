@@ -78,6 +78,12 @@ class Refuse:
 Action = Claim | Park | RepeatTerminal | CommitCanceled | GiveUp | Refuse
 
 
+def is_owned(found: Snapshot, lease_term_seconds: float) -> bool:
+    """Whether somebody holds the job and was heard of within the lease's term."""
+    held = found.lease is not None and found.lease.state == "held"
+    return held and found.lease_age_seconds < lease_term_seconds
+
+
 def decide(
     found: Snapshot,
     *,
@@ -103,7 +109,7 @@ def decide(
             "job_id: is already used by a job with other content; send a new job_id for a new job"
         )
     lease = found.lease
-    owned = lease and lease.state == "held" and found.lease_age_seconds < lease_term_seconds
+    owned = is_owned(found, lease_term_seconds)
     if found.result is not None and (found.announced or not owned):
         return RepeatTerminal(say_again=not found.announced)
     if owned:  # by somebody who trains it, or who has committed it and is about to announce it

@@ -113,18 +113,18 @@ class OutboxSender:
                 if record.is_delivered():
                     log.info("webhook_already_delivered")
                     return True
-                if message.progress_before and tries == 0 and not delivery.redelivered:
-                    if not record.claim_last_report():
-                        # The broker has this event twice, and the other one is being sent.
-                        self._later(delivery, 1, self._schedule.rungs_seconds[0])
-                        return True
-                    key = idempotency_key(message.job_id, "progress", message.progress_sequence)
-                    self._send(message.base, "progress", message.progress_before, key, still_ours)
+                has_report = message.progress_before and tries == 0 and not delivery.redelivered
+                if has_report and not record.claim_last_report():
+                    # The broker has this event twice, and the other one is being sent.
+                    self._soon(delivery, 1)
+                    return True
             except StorageError as error:
                 # As a copy: what only comes back counts against a quorum queue's limit.
                 log.warning("event_put_off", reason=str(error))
-                self._later(delivery, tries, self._schedule.rungs_seconds[0])
+                self._soon(delivery, tries)
                 return True
+            if has_report:
+                self._send_last_report(message, still_ours)
             key = idempotency_key(message.job_id, message.event)
             answer = self._send(message.base, message.event, message.body, key, still_ours)
             age_seconds = max(0.0, time.time() - message.queued_at)
@@ -141,6 +141,11 @@ class OutboxSender:
                     self._bury(delivery, answer.reason)
                     self._mark_delivered(record, delivery, tries + 1)
         return True
+
+    def _send_last_report(self, message: OutboxMessage, still_ours: Callable[[], bool]) -> None:
+        assert message.progress_before is not None  # noqa: S101 - else there is none to send
+        key = idempotency_key(message.job_id, "progress", message.progress_sequence)
+        self._send(message.base, "progress", message.progress_before, key, still_ours)
 
     def _send(
         self, base: str, event: EventName, body: str, key: str, still_ours: Callable[[], bool]
@@ -163,7 +168,10 @@ class OutboxSender:
         except StorageError as error:
             # It is sent once more, as if its answer had been lost, rather than never marked.
             log.warning("event_not_marked", reason=str(error))
-            self._later(delivery, tries, self._schedule.rungs_seconds[0])
+            self._soon(delivery, tries)
+
+    def _soon(self, delivery: Delivery, tries: int) -> None:
+        self._later(delivery, tries, self._schedule.rungs_seconds[0])
 
     def _later(self, delivery: Delivery, tries: int, delay_seconds: float) -> None:
         queue = self._topology.events_retry_for(delay_seconds)

@@ -38,9 +38,8 @@ def fresh_job(message: QueuedMessage) -> QueuedMessage | None:
 
 
 def fresh_event(message: QueuedMessage, record: JobRecord) -> QueuedMessage:
-    """The same event, byte for byte, with all its tries before it."""
+    """The same event, byte for byte, with all its tries before it; its last report has gone out."""
     event = OutboxMessage.model_validate_json(message.body)
     record.clear_delivered()
-    return QueuedMessage(
-        message.body, idempotency_key(event.job_id, event.event), {TRIES_HEADER: 0}
-    )
+    body = event.model_copy(update={"progress_before": None}).model_dump_json().encode()
+    return QueuedMessage(body, idempotency_key(event.job_id, event.event), {TRIES_HEADER: 0})

@@ -22,6 +22,7 @@ from worker.jobs.decide import (
     RepeatTerminal,
     Snapshot,
     decide,
+    is_owned,
     trains_alone,
 )
 from worker.jobs.held_delivery import HeldDelivery
@@ -201,8 +202,9 @@ class JobRunner:
         with structlog.contextvars.bound_contextvars(job_id=held.job_id, style_id=error.style_id):
             log.warning("job_refused", reason=error.message)
             record = self._record(held.job_id)
-            standing = record.result()
-            if standing is None and self._is_worked_on(record):
+            found, _ = look(record)
+            standing = found.result
+            if standing is None and is_owned(found, self._attempts.rules.lease_term_seconds):
                 # Another worker took what this one cannot: its catalogue or its version differs.
                 # Or a message has a running job's id. In both cases the job's end is not ours.
                 held.park()
@@ -211,16 +213,10 @@ class JobRunner:
                 # Nobody can be told; or another job had this id, and its receiver must not hear
                 # of two ends.
                 self._quarantine(held, error.style_id, error.code, error.message)
-            elif standing is None or not record.is_announced():
+            elif standing is None or not found.announced:
                 self._end(standing or result, record, held)
             else:
                 held.ack()
-
-    def _is_worked_on(self, record: JobRecord) -> bool:
-        found = record.lease()
-        if found is None or found[0].state != "held":
-            return False
-        return found[1].age_seconds < self._attempts.rules.lease_term_seconds
 
     def _quarantine(
         self, held: HeldDelivery, style_id: int | None, code: ErrorCode, message: str

@@ -1,13 +1,17 @@
 """A terminal event is delivered, waits for its next try, or lies among the dead: never nowhere."""
 
+from dataclasses import replace
+
 import pytest
 
 from worker.broker.confirms import PublishFailed
 from worker.broker.delivery import Delivery
+from worker.broker.inspection import QueuedMessage
 from worker.broker.topology import Topology
 from worker.contract.examples import COMPLETE, PROGRESS
 from worker.jobs.outbox import TRIES_HEADER, OutboxMessage, OutboxSender
 from worker.jobs.record import JobRecord
+from worker.jobs.replay import fresh_event
 from worker.storage.local import LocalStore
 from worker.storage.store import StoreUnavailable
 from worker.webhooks.client import Answer
@@ -152,3 +156,15 @@ def test_an_event_that_was_taken_and_could_not_be_marked_comes_again_without_its
     store.away = frozenset()
     assert out.handle(delivery(tries=1))
     assert receiver.journal == ["progress", "complete", "complete"]
+
+
+def test_an_event_that_is_replayed_is_sent_at_once_without_its_report(store, broker):
+    receiver = Receiver(REFUSED)
+    out = sender(store, broker, receiver)
+    out.handle(delivery())
+    dead = QueuedMessage(delivery().body, "j:complete", {})
+    receiver.answer = TAKEN
+    replayed = fresh_event(dead, JobRecord(store, "b", "j"))
+    assert out.handle(replace(delivery(), body=replayed.body))
+    assert receiver.journal == ["progress", "complete", "complete"]
+    assert JobRecord(store, "b", "j").is_delivered()
