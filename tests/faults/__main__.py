@@ -42,6 +42,9 @@ from worker.demo.s3_server import S3Server
 #: Cases played at a time. They wait for most of their time: for leases to go stale, for time-outs.
 LANES = 8
 
+#: Of these, for heavy cases.
+HEAVY_LANES = 2
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,8 +132,13 @@ def prepare(folder: Path) -> RealTraining:
 
 def play_all(cases: Sequence[Case], lab: Lab, lanes: int) -> Iterator[tuple[Case, Counts, float]]:
     """Play side by side those that may be, then the others; yields each as it ends."""
-    with ThreadPoolExecutor(lanes) as pool:
-        running = {pool.submit(_play, case, lab): case for case in cases if not case.alone}
+    light = max(1, lanes - HEAVY_LANES)
+    with ThreadPoolExecutor(light) as pool, ThreadPoolExecutor(HEAVY_LANES) as heavy_pool:
+        running = {
+            (heavy_pool if case.heavy else pool).submit(_play, case, lab): case
+            for case in cases
+            if not case.alone
+        }
         for ended in as_completed(running):
             yield _report(running[ended], *ended.result())
     for case in cases:

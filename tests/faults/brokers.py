@@ -92,6 +92,7 @@ def cases(given_url: str | None) -> Iterator[Case]:
                 f"{name}, {queue_type}",
                 partial(play, given_url=given_url, queue_type=queue_type),
                 alone=given_url is not None,
+                heavy=given_url is None,
             )
 
 

@@ -15,12 +15,14 @@ class Case:
         kind: which of the campaign's kinds it belongs to.
         play: acts it out; raises if the fault did not happen or nothing came to an end.
         alone: nothing else may use the broker meanwhile.
+        heavy: it starts a broker of its own, which takes a processor for seconds: few at a time.
     """
 
     kind: str
     name: str
     play: Callable[[Lab], Counts]
     alone: bool = False
+    heavy: bool = False
 
 
 def expect(counts: Counts, truth: object, finding: str) -> None:

@@ -27,7 +27,7 @@ from worker.demo.receiver import Received, Receiver, Reply
 from worker.demo.s3_server import S3Server
 
 #: How long each wait of a case may take, seconds. A machine may be slow, and the real trainer is.
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 480.0
 
 #: Quick, so that a case is: what takes minutes in production takes seconds here.
 QUICK = {

@@ -17,7 +17,7 @@ from types import TracebackType
 _SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
 #: Longest time a node may take to accept AMQP connections, seconds.
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 #: Longest time a node may take to stop by itself, seconds; then it is killed.
 STOP_SECONDS = 20.0
