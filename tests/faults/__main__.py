@@ -1,7 +1,7 @@
 """The campaign: every fault, then the journals. `python -m tests.faults [--broker URL] [PATTERN]`.
 
-Prints a line a case, a table a kind, and as last line one JSON object with the sums. The exit
-status is 0 if no promise was broken in any case.
+Prints a line a case, a table a kind, once more what was found, and as last line one JSON object
+with the sums. The exit status is 0 if no promise was broken in any case.
 """
 
 import argparse
@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [one for one in cases if asked.pattern in _title(one)]
         played = list(play_all(chosen, lab, asked.lanes))
     _print_table(played)
+    for one in played:
+        if not one[1].clean:
+            _print(*one)
     total = Counts()
     for _, counts, _ in played:
         total.add(counts)
@@ -140,10 +143,13 @@ def play_all(cases: Sequence[Case], lab: Lab, lanes: int) -> Iterator[tuple[Case
             if not case.alone
         }
         for ended in as_completed(running):
-            yield _report(running[ended], *ended.result())
+            _print(running[ended], *ended.result())
+            yield running[ended], *ended.result()
     for case in cases:
         if case.alone:
-            yield _report(case, *_play(case, lab))
+            counts, seconds = _play(case, lab)
+            _print(case, counts, seconds)
+            yield case, counts, seconds
 
 
 def _play(case: Case, lab: Lab) -> tuple[Counts, float]:
@@ -155,11 +161,10 @@ def _play(case: Case, lab: Lab) -> tuple[Counts, float]:
     return counts, time.monotonic() - began
 
 
-def _report(case: Case, counts: Counts, seconds: float) -> tuple[Case, Counts, float]:
+def _print(case: Case, counts: Counts, seconds: float) -> None:
     print(f"{'ok' if counts.clean else 'BROKEN':7}{seconds:5.1f} s  {_title(case)}", flush=True)
     for finding in counts.findings:
         print(f"        {finding}", flush=True)
-    return case, counts, seconds
 
 
 def _print_table(played: Sequence[tuple[Case, Counts, float]]) -> None:
