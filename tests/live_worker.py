@@ -105,10 +105,17 @@ class Site:
             message["image_urls"] = [self.put_picture("training/10/a.jpg")]
         return {name: value for name, value in message.items() if value is not None}
 
+    def connect(self) -> pika.BlockingConnection:
+        """A connection to the broker, which may have much to do, and was there a moment ago."""
+        parameters = pika.URLParameters(self.broker_url)
+        parameters.connection_attempts, parameters.retry_delay = 3, 1
+        parameters.socket_timeout = parameters.stack_timeout = PATIENCE_SECONDS
+        return pika.BlockingConnection(parameters)
+
     def publish(self, message: dict[str, Any] | bytes, **properties: Any) -> None:
         """Declare the queue without arguments and publish, as backends do."""
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
-        connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        connection = self.connect()
         channel = connection.channel()
         self._declare(channel)
         channel.confirm_delivery()
@@ -122,7 +129,7 @@ class Site:
 
     def declare_queue(self) -> None:
         """Have the main queue there before anybody publishes."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        connection = self.connect()
         self._declare(connection.channel())
         connection.close()
 
@@ -134,7 +141,7 @@ class Site:
     def queue_sizes(self, *names: str) -> list[int]:
         """Ready messages in each queue; 0 for one that does not exist."""
         sizes = []
-        connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        connection = self.connect()
         channel = connection.channel()
         for name in names:
             if not channel.is_open:
@@ -148,14 +155,14 @@ class Site:
 
     def listeners(self, queue: str) -> int:
         """Consumers of a queue."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        connection = self.connect()
         declared = connection.channel().queue_declare(queue, passive=True)
         connection.close()
         return int(declared.method.consumer_count)
 
     def take(self, queue: str) -> tuple[dict[str, Any], bytes] | None:
         """Headers and body of the next message of a queue, taken off it."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.broker_url))
+        connection = self.connect()
         method, properties, body = connection.channel().basic_get(queue, auto_ack=True)
         connection.close()
         return None if method is None else (dict(properties.headers or {}), body)

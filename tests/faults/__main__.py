@@ -1,7 +1,7 @@
 """The campaign: every fault, then the journals. `python -m tests.faults [--broker URL] [PATTERN]`.
 
-Prints a line a case, a table a kind, once more what was found, and as last line one JSON object
-with the sums. The exit status is 0 if no promise was broken in any case.
+Prints a line a case, a table a kind, once more what was broken, and as last line one JSON
+object with the sums. The exit status is 0 if no promise was broken in any case.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from tests.faults import (
 )
 from tests.faults.case import Case
 from tests.faults.checker import Counts
-from tests.faults.scene import Lab, RealTraining
+from tests.faults.scene import Lab, PointNotReachedError, RealTraining
 from tests.faults.tracing import Point, trace
 from worker.demo.rabbitmq_node import RabbitMQNode
 from worker.demo.s3_server import S3Server
@@ -44,6 +44,12 @@ LANES = 8
 
 #: Of these, for heavy cases.
 HEAVY_LANES = 2
+
+#: How often a case is played whose fault does not happen: some points depend on the clock.
+TRIES = 3
+
+#: Of a finding, in the short account at the end.
+_SHORT_CHARACTERS = 300
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [one for one in cases if asked.pattern in _title(one)]
         played = list(play_all(chosen, lab, asked.lanes))
     _print_table(played)
-    for one in played:
-        if not one[1].clean:
-            _print(*one)
+    for case, counts, _ in played:
+        if not counts.clean:
+            print(f"BROKEN {_title(case)}: {counts.findings[0][:_SHORT_CHARACTERS]}")
     total = Counts()
     for _, counts, _ in played:
         total.add(counts)
@@ -154,10 +160,16 @@ def play_all(cases: Sequence[Case], lab: Lab, lanes: int) -> Iterator[tuple[Case
 
 def _play(case: Case, lab: Lab) -> tuple[Counts, float]:
     began = time.monotonic()
-    try:
-        counts = case.play(lab)
-    except Exception as error:
-        counts = Counts(findings=[f"not played: {error!r}", traceback.format_exc()])
+    counts = Counts()
+    for _ in range(TRIES):
+        try:
+            counts = case.play(lab)
+            break
+        except PointNotReachedError as error:
+            counts = Counts(findings=[f"not played: {error}"])
+        except Exception as error:
+            counts = Counts(findings=[f"not played: {error!r}", traceback.format_exc()])
+            break
     return counts, time.monotonic() - began
 
 

@@ -49,6 +49,14 @@ QUICK = {
 }
 
 
+#: How long a fault may take to strike after its job's end was told, seconds.
+_AFTER_THE_END_SECONDS = 30.0
+
+
+class PointNotReachedError(Exception):
+    """The jobs came to their ends without the fault: the case has shown nothing."""
+
+
 @dataclass(frozen=True)
 class RealTraining:
     """What workers with the real trainer need.
@@ -135,9 +143,19 @@ class Scene:
         return worker
 
     def strike(self, fault: Fault, **settings: str) -> LiveWorker:
-        """Start a worker and wait until its fault has struck. Raises `TimeoutError`."""
+        """Start a worker and wait until its fault has struck.
+
+        Raises:
+            PointNotReachedError: the jobs ended without.
+            TimeoutError: neither the fault nor the end came.
+        """
         worker = self.start(fault, **settings)
-        eventually(self.struck, f"{fault}: the point is reached", PATIENCE_SECONDS)
+        struck_or_ended = f"{fault}: the point or the end is reached"
+        eventually(lambda: self.struck() or not self._untold(), struck_or_ended, PATIENCE_SECONDS)
+        try:
+            eventually(self.struck, f"{fault}: the point is reached", _AFTER_THE_END_SECONDS)
+        except TimeoutError as error:
+            raise PointNotReachedError(str(error)) from None
         return worker
 
     def struck(self) -> bool:
@@ -200,9 +218,13 @@ class Scene:
             queue=self.site.queue, job_retry_seconds=(0.3,), events_retry_seconds=(0.3, 1)
         )
 
-    def _all_ended(self) -> bool:
+    def _untold(self) -> set[str]:
+        """Jobs whose receiver has not heard of their end."""
         told = {one.job_id for one in list(self.arrivals) if one.terminal and one.accepted}
-        open_jobs = {one.job_id for one in self.published if not one.refused} - told
+        return {one.job_id for one in self.published if not one.refused} - told
+
+    def _all_ended(self) -> bool:
+        open_jobs = self._untold()
         given_up = self.site.queue_sizes(self._topology.events_dead)[0] if open_jobs else 0
         refused = sum(one.refused for one in self.published)
         if len(open_jobs) > given_up:
@@ -248,11 +270,7 @@ class Scene:
             **{f"webhook {number}": one.body for number, one in enumerate(self.arrivals)},
             **{f"object {key}": key.encode() + body for key, body in stored.objects.items()},
             # Logs, and whatever was left behind: by workers that were killed, in the work folder.
-            **{
-                f"file {path.relative_to(self.site.folder)}": path.read_bytes()
-                for path in self.site.folder.rglob("*")
-                if path.is_file()
-            },
+            **{f"file {name}": body for name, body in _files(self.site.folder)},
         }
 
 
@@ -310,10 +328,18 @@ def scene(
             _sweep(played)
 
 
+def _files(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Name and content of every file; what a trainer without a supervisor takes away is gone."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                yield path.relative_to(folder), path.read_bytes()
+
+
 def _sweep(played: Scene) -> None:
     site = played.site
     with contextlib.suppress(pika.exceptions.AMQPError):
-        connection = pika.BlockingConnection(pika.URLParameters(site.broker_url))
+        connection = site.connect()
         channel = connection.channel()
         for one in (played._topology.main, *(q.name for q in played._topology.own_queues)):
             channel.queue_delete(one)
