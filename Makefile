@@ -46,7 +46,7 @@ test-tools:
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends kubernetes-client >/dev/null; } || true
 
 test: setup test-tools ## Every test, on a real broker, a real store, real receivers and a real browser.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: setup ## Every fault at every point of a job, then the journals; BROKER=URL for another broker.
 	$(BIN)/python -m tests.faults $(if $(BROKER),--broker $(BROKER)) $(CASES)

@@ -45,7 +45,6 @@ Treatment = Run | RunBy | NotRun
 
 #: The first row whose pattern is the whole command decides.
 TREATMENTS: dict[str, Treatment] = {
-    r"make demo": RunBy(".ci/run", "make demo"),
     r"make test": RunBy(".ci/run", "make test"),
     r"([A-Z_]+=\S+ )*docker .*": NotRun(
         "needs a Docker engine and images from a registry; `make compose-check` runs the compose "
@@ -67,7 +66,7 @@ TREATMENTS: dict[str, Treatment] = {
     ),
     r"lora-worker validate job\.json": Run(says="valid: job "),
     r"lora-worker submit job\.json --wait": Run(says='"model_url":"s3://'),
-    r"lora-worker demo": RunBy("tests/e2e/test_demo.py", '"demo"'),
+    r"make demo|lora-worker demo": RunBy("tests/e2e/test_demo.py", '"demo"'),
     r"python -m worker\.demo\.receiver --port 8000": Run(
         says="receiver on http://", stands_in={"8000": "{port}"}, serves=True
     ),

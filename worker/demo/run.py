@@ -52,6 +52,7 @@ LIMIT_SECONDS = 900.0
 def run_demo(output: Path) -> int:
     """Run the demo in `output`; returns the exit status, 0 only if everything held."""
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, _leave)
     console = Console(stderr=True)
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as parts:
@@ -156,6 +157,11 @@ def load_back(model: Path, adapter: Path) -> float:
     return float(scales.pop())
 
 
+def _leave(number: int, frame: object) -> None:
+    """End as an exception does: the broker, the store and the worker are stopped on the way."""
+    raise SystemExit(128 + number)
+
+
 def _download(store: Any, url: str, folder: Path) -> Path:
     """Fetch `s3://bucket/key` into a folder; the file, by its own name."""
     bucket, _, key = url.removeprefix("s3://").partition("/")
@@ -183,6 +189,8 @@ def _worker_environment(
     return {
         **{"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo-secret"},
         **{"AWS_DEFAULT_REGION": "us-east-1"},
+        # Two threads on this small model wait for each other more than they win.
+        "OMP_NUM_THREADS": "1",
         **os.environ,
         "RABBITMQ_URL": broker_url,
         "S3_ENDPOINT_URL": endpoint_url,

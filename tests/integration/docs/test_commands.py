@@ -83,7 +83,7 @@ def run(command, folder, environment):
         if treatment.serves:
             eventually(lambda: answers(port), f"{text} answers")
             process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=240)
+        said, _ = process.communicate(timeout=500)
     finally:
         process.kill()
     return process.returncode, said

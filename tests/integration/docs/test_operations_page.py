@@ -14,7 +14,7 @@ import pytest
 
 from tests.docs.pages import read
 from tests.integration.worker.test_status import OUT_OF_MEMORY
-from tests.live_worker import LiveWorker, Site, eventually
+from tests.live_worker import PATIENCE_SECONDS, LiveWorker, Site, eventually
 from worker.demo.receiver import Reply
 
 RUNNING, FAILED, UNHEARD = "now-training", "has-failed", "not-heard"
@@ -45,7 +45,7 @@ class Shift:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
         )
         assert answer.returncode == status, f"{command}: {answer.stdout}{answer.stderr}"
         return answer.stdout

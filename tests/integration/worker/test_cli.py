@@ -8,7 +8,7 @@ from pathlib import Path
 import pika
 import pytest
 
-from tests.live_worker import eventually
+from tests.live_worker import PATIENCE_SECONDS, eventually
 from worker import __version__
 from worker.demo.receiver import Reply
 
@@ -18,7 +18,7 @@ def lora_worker(*arguments, **settings):
         [sys.executable, "-m", "worker.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
         **settings,
     )

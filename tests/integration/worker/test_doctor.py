@@ -9,7 +9,7 @@ import urllib.request
 import pika
 import pytest
 
-from tests.live_worker import eventually
+from tests.live_worker import PATIENCE_SECONDS, eventually
 from worker.broker.topology import Topology
 
 
@@ -19,7 +19,7 @@ def lora_worker(site, *arguments, **settings):
         env=site.environment(**settings),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

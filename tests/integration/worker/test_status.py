@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from tests.browser import Browser
-from tests.live_worker import TOKEN, eventually
+from tests.live_worker import PATIENCE_SECONDS, TOKEN, eventually
 
 OUT_OF_MEMORY = 903  # tests/standin_trainer.py's style whose training fails
 
@@ -107,7 +107,7 @@ def test_a_port_that_is_taken_stops_the_start_with_a_sentence(site, port):
             env=site.environment(HTTP_PORT=str(port)),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
     assert answer.returncode == 64

@@ -31,7 +31,7 @@ def test_a_signal_that_hits_another_thread_wakes_the_main_one():
     )
     assert program.stdout.readline() == "waiting\n"
     program.send_signal(signal.SIGTERM)
-    assert program.communicate(timeout=20)[0] == "stopped\n"
+    assert program.communicate(timeout=60)[0] == "stopped\n"
     assert program.returncode == 0
 
 
@@ -45,7 +45,7 @@ def test_a_second_signal_ends_at_once():
     program.send_signal(signal.SIGTERM)
     assert program.stdout.readline() == "stopped\n"
     os.kill(program.pid, signal.SIGTERM)
-    assert program.wait(20) == 7
+    assert program.wait(60) == 7
 
 
 def test_any_thread_may_ask_for_a_stop():
