@@ -19,8 +19,8 @@ _KIND = "receiver"
 #: How long a receiver is away, seconds. The next job must have ended long before.
 AWAY_SECONDS = 12.0
 
-#: For a receiver that lets its senders wait.
-_IMPATIENT = {"WEBHOOK_TIMEOUT_SECONDS": "2"}
+#: How long a receiver hangs, seconds: longer than the workers wait.
+_HANGS_SECONDS = 20.0
 
 Respond = Callable[[Received], Reply]
 
@@ -53,7 +53,7 @@ def _hanging() -> Respond:
     def respond(request: Received) -> Reply:
         if request.event != "progress" and not hung.is_set():
             hung.set()
-            time.sleep(4)
+            time.sleep(_HANGS_SECONDS)
             return Reply(500)
         return Reply()
 
@@ -72,7 +72,7 @@ _PASSING: dict[str, Callable[[], Respond]] = {
 
 
 def _passing(lab: Lab, respond: Callable[[], Respond]) -> Counts:
-    with scene(lab, respond=respond(), **_IMPATIENT) as played:
+    with scene(lab, respond=respond()) as played:
         played.start()
         played.publish()
         played.publish()
@@ -85,7 +85,7 @@ def _passing(lab: Lab, respond: Callable[[], Respond]) -> Counts:
 def _drips(lab: Lab) -> Counts:
     """Progress goes to a receiver that never finishes an answer; the next job has another."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n"
-    with raw_server(drip(head, b"X-Y: z\r\n")) as slow, scene(lab, **_IMPATIENT) as played:
+    with raw_server(drip(head, b"X-Y: z\r\n")) as slow, scene(lab) as played:
         hosts = f"{played.receiver.host},{slow.removeprefix('http://')}"
         played.start(WEBHOOK_ALLOWED_HOSTS=hosts, WEBHOOK_RETRY_TOTAL_SECONDS="3")
         played.publish(webhook_url=slow)

@@ -151,9 +151,9 @@ class Receiver:
             if self._journal_file is not None:
                 with self._journal_file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(_journal_row(request, reply)) + "\n")
+            if self._on_request is not None:
+                self._on_request(request, reply)
             self._arrived.notify_all()
-        if self._on_request is not None:
-            self._on_request(request, reply)
         return reply
 
 
