@@ -24,10 +24,13 @@ def history(receiver: Receiver, workers: Iterable[LiveWorker]) -> list[str]:
 def testify(workers: Iterable[LiveWorker], error: Exception) -> None:
     """Add to the error what the workers said last, and what those that live are doing."""
     for worker in workers:
+        said = _last_words(worker)
         if worker.process.poll() is None:
+            length = worker.log_file.stat().st_size
             worker.signal(signal.SIGUSR1)
             time.sleep(0.5)
-        error.add_note("\n".join(_last_words(worker)))
+            said.append(worker.log_file.read_bytes()[length:].decode(errors="replace"))
+        error.add_note("\n".join(said))
 
 
 def _last_words(worker: LiveWorker) -> list[str]:
