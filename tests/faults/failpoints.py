@@ -21,7 +21,7 @@ Side = Literal["before", "after"]
 Action = Literal["kill", "stop", "term", "fail", "fail_for_good", "no_space", "hang"]
 
 #: What a process does to itself.
-_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 
 _T = TypeVar("_T")
 
@@ -90,6 +90,11 @@ class Failpoints:
         if fault is None or (fault.side, fault.point) != (side, point) or n < fault.n:
             return False
         if not self._fire(fault, n):
+            return False
+        if fault.action == "stop":
+            # To this thread: one for the whole process goes to the main thread, and this one would
+            # go on until that has had its turn at a processor.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             return False
         if number := _SIGNALS.get(fault.action):
             os.kill(os.getpid(), number)
