@@ -67,6 +67,7 @@ def test_a_demo_that_is_told_to_end_takes_its_broker_its_store_and_its_worker_al
         with pytest.raises(ProcessLookupError):  # nobody is left in its group: the store is gone
             os.killpg(demo.pid, 0)
     finally:
+        demo.kill()
         for pid in parts_of(tmp_path):
             os.kill(pid, signal.SIGKILL)
 
