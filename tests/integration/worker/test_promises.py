@@ -10,8 +10,7 @@ import pytest
 from tests import standin_trainer as standin
 from tests.faults.checker import Published
 from tests.faults.failpoints import Fault
-from tests.faults.scene import Lab, scene, wait
-from tests.faults.zombies import HARM_SECONDS
+from tests.faults.scene import Lab, scene
 from tests.live_worker import TOKEN, eventually
 from worker.demo.receiver import Receiver, Reply
 
@@ -48,9 +47,7 @@ def test_p2_one_adapter_a_job_whatever_is_redelivered_and_a_zombie_cannot_overwr
         played.wait_for_ends()
         before = played.site.objects(f"jobs/{job_id}/result.json")
         zombie.signal(signal.SIGCONT)
-        # Whether the store tells it that it is late, or does not answer, is the clock's choice.
-        wait(HARM_SECONDS)
-        assert not any(line["ours"] for line in zombie.log("job_committed"))
+        zombie.wait_for_log("job_committed", ours=False)
         assert played.site.objects(f"jobs/{job_id}/result.json") == before
         counts = played.finish()
     assert counts.findings == []
