@@ -17,6 +17,7 @@ from typing import Any
 import pika
 
 from tests.canaries import CANARIES
+from tests.json_lines import json_lines
 from worker.demo.receiver import Received, Receiver
 from worker.demo.s3_server import S3Server
 
@@ -209,8 +210,7 @@ class LiveWorker:
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """Log lines so far, those of one event if given."""
-        lines = [json.loads(line) for line in self.log_file.read_text().splitlines() if line]
-        return [line for line in lines if event in (None, line["event"])]
+        return [line for line in json_lines(self.log_file) if event in (None, line["event"])]
 
     def wait_for_log(self, event: str, count: int = 1, **fields: Any) -> dict[str, Any]:
         """Wait for the `count`-th line of an event with these fields."""

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from tests.json_lines import json_lines
+
 Process = Literal["supervisor", "trainer"]
 Side = Literal["before", "after"]
 Action = Literal["kill", "stop", "term", "fail", "fail_for_good", "no_space", "hang"]
@@ -122,5 +124,5 @@ class Failpoints:
 
 def points_passed(folder: Path) -> list[tuple[Process, str, int]]:
     """Every point that processes with this folder went through, in order, without repeats."""
-    rows = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "points.jsonl")
     return list(dict.fromkeys((row["process"], row["point"], row["n"]) for row in rows))

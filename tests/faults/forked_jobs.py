@@ -6,7 +6,6 @@ a child could inherit from a thread that it does not have. The product spawns: i
 trained, has threads, and may hold a GPU, which no fork survives.
 """
 
-import json
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from tests.faults.failpoints import Failpoints, Fault
 from tests.faults.trainer_seams import install
 from tests.fixtures.drawn_pictures import draw_pictures
+from tests.json_lines import json_lines
 from worker.contract.base_model import BaseModelEntry
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import FinishedEvent, ImageFile, TrainCommand
@@ -140,8 +140,7 @@ def attempt(
         result.write_bytes(ended.line())
 
     status = wait_for(fork(train))
-    rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    steps = sum((row["point"], row["side"]) == ("step", "after") for row in rows)
+    steps = sum((row["point"], row["side"]) == ("step", "after") for row in json_lines(journal))
     if status == -signal.SIGKILL:
         return Attempt(killed=True, steps=steps)
     if status != 0:

@@ -21,6 +21,7 @@ from tests.faults.checker import Arrival, Counts, Published, Stored, check
 from tests.faults.failpoints import Fault
 from tests.faults.forked import ForkedWorker
 from tests.faults.last_words import history, testify
+from tests.json_lines import json_lines
 from tests.live_worker import LiveWorker, Site, eventually
 from worker.broker.topology import Topology
 from worker.demo.receiver import Received, Receiver, Reply
@@ -171,7 +172,7 @@ class Scene:
     def trained_steps(self) -> list[tuple[str, int]]:
         """Job and number of every step that any trainer made."""
         path = self.site.folder / "steps.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = json_lines(path) if path.exists() else []
         return [(row["job_id"], row["step"]) for row in rows]
 
     def lease_epoch(self, job_id: str) -> int:

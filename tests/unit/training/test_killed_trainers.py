@@ -1,6 +1,5 @@
 """The fault campaign's own trainer: it is the real one, and dies where it is told."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.failpoints import Fault
+from tests.json_lines import json_lines
 from tests.unit.training.builders import command
 from worker.contract.pipe import FinishedEvent
 from worker.jobs.devices import Share
@@ -42,8 +42,7 @@ def train(order, folder: Path, fault: Fault | None = None):
 
 
 def read(journal: Path) -> list[tuple[str, str, int]]:
-    rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    return [(row["side"], row["point"], row["n"]) for row in rows]
+    return [(row["side"], row["point"], row["n"]) for row in json_lines(journal)]
 
 
 def test_a_traced_job_passes_every_point_and_finishes(tiny_base_model, pictures, tmp_path):
