@@ -113,7 +113,13 @@ class Site:
         parameters.socket_timeout = parameters.stack_timeout = PATIENCE_SECONDS
         return pika.BlockingConnection(parameters)
 
-    def publish(self, message: dict[str, Any] | bytes, **properties: Any) -> None:
+    def publish(
+        self,
+        message: dict[str, Any] | bytes,
+        *,
+        kind: type[pika.BasicProperties] = pika.BasicProperties,
+        **properties: Any,
+    ) -> None:
         """Declare the queue without arguments and publish, as backends do."""
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         connection = self.connect()
@@ -124,7 +130,7 @@ class Site:
             "",
             self.queue,
             body,
-            pika.BasicProperties(content_type="application/json", delivery_mode=2, **properties),
+            kind(content_type="application/json", delivery_mode=2, **properties),
         )
         connection.close()
 

@@ -12,6 +12,7 @@ from pika.adapters.utils.connection_workflow import (
 )
 
 from worker import __version__
+from worker.broker.odd_headers import read_odd_headers
 
 #: First and longest upper bound of the wait between two tries, seconds.
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
@@ -51,6 +52,7 @@ class BrokerAddress:
         parts = urlsplit(self.url)
         if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
             raise ValueError("the broker's address must be amqp://… or amqps://… with a host")
+        read_odd_headers()
         given = parse_qs(parts.query)
         parameters = pika.URLParameters(self.url)
         if "heartbeat" not in given:

@@ -5,9 +5,15 @@ from dataclasses import dataclass, field
 
 from pika.spec import BasicProperties
 
+#: Header of a copy of a message that had no id and came back: a copy is not redelivered itself.
+CAME_BACK_HEADER = "x-lora-came-back"
+
 #: Most bytes of a message's headers that a copy carries on. All headers of a message must fit into
 #: one frame, 128 KiB by default, with those that the copy adds.
 MAX_HEADERS_BYTES = 32 * 1024
+
+#: Names of headers by which a broker routes: a copy goes to its own queue, and nowhere else.
+_ROUTES = frozenset({"CC", "BCC"})
 
 #: Names of headers that mean something to us, and the most characters that such a one has.
 _OURS, _LONGEST = ("x-lora-", "traceparent", "tracestate"), 4096
@@ -43,12 +49,24 @@ class Delivery:
     received_at: float
     timestamp: int | None = None
 
+    @property
+    def came_back(self) -> bool:
+        """Whether somebody had it before: this message, or the one that it is a copy of."""
+        return self.redelivered or CAME_BACK_HEADER in self.headers
+
     def kept_headers(self) -> dict[str, object]:
         """What a copy of the message carries on: all of its headers, or ours where they are huge.
 
-        What the broker says of earlier deaths is not among them: it writes that anew.
+        What the broker says of earlier deaths is not among them: it writes that anew. Nor is what
+        would have the copy routed to other queues too. That a message without an id came back is.
         """
-        kept = {k: v for k, v in self.headers.items() if not k.startswith("x-death")}
+        kept = {
+            name: value
+            for name, value in self.headers.items()
+            if not name.startswith("x-death") and name not in _ROUTES
+        }
+        if self.message_id is None and self.came_back:
+            kept[CAME_BACK_HEADER] = 1
         if sum(map(len, BasicProperties(headers=kept).encode())) <= MAX_HEADERS_BYTES:
             return kept
         return {

@@ -126,6 +126,12 @@ class HeldDelivery:
             log.info("delivery_handed_over", job_id=self.job_id)
         except PublishFailed as error:
             log.warning("delivery_not_handed_over", job_id=self.job_id, reason=str(error))
-            with self._lock:
-                if not self._settled:
-                    self._timer = self._start_timer(_HAND_OVER_AGAIN_SECONDS)
+            self._hand_over_later()
+        except Exception:
+            log.exception("delivery_not_handed_over", job_id=self.job_id)
+            self._hand_over_later()
+
+    def _hand_over_later(self) -> None:
+        with self._lock:
+            if not self._settled:
+                self._timer = self._start_timer(_HAND_OVER_AGAIN_SECONDS)

@@ -127,7 +127,7 @@ class Intake:
         digest, run = parsed.job.job_id, 1
         while self._record(_run_id(digest, run)).result() is not None:
             run += 1
-        if delivery.redelivered and run > 1 and self._record(_run_id(digest, run)).lease() is None:
+        if delivery.came_back and run > 1 and self._record(_run_id(digest, run)).lease() is None:
             run -= 1
         return parsed.job.model_copy(update={"job_id": _run_id(digest, run)})
 

@@ -264,6 +264,11 @@ class JobRunner:
                 held.move(self._topology.retry_for_attempt(1))
             except PublishFailed as error:
                 log.warning("job_not_put_off", reason=str(error))
+            except Exception:
+                # Not the broker's doing: to go on trying would keep the place, and help nobody.
+                log.exception("job_not_put_off")
+                time.sleep(_PUT_OFF_AGAIN_SECONDS)
+                break
             else:
                 return
             if self._attempts.stopping() or held.is_lost():

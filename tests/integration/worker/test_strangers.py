@@ -1,10 +1,15 @@
 """What a stranger sends costs at most its own job: no worker, no queue, no log, no terminal."""
 
 import json
+import struct
+from datetime import UTC, datetime
 
+import pika
 import pytest
 
 from tests.live_worker import eventually
+from worker.broker.connection import BrokerAddress
+from worker.broker.inspection import look_at
 
 #: AMQP's largest frame here, bytes; a message's headers must fit into one.
 FRAME = 131_072
@@ -73,6 +78,39 @@ def test_headers_that_fill_a_frame_do_not_keep_a_message_from_being_moved(site, 
             assert dead_letter(site)[0]["x-lora-code"] == "INVALID_JOB"
         goes_on(site)
         assert not worker.log("job_put_off")
+
+
+class OddProperties(pika.BasicProperties):
+    """What pika would not write: a time after the year 9999, a name that is no text."""
+
+    def encode(self):
+        raw = b"".join(super().encode())
+        then = struct.pack(">Q", int(THEN.timestamp()))
+        assert raw.count(then) == raw.count(b"cl!") == 1
+        return [raw.replace(then, struct.pack(">Q", 2**63)).replace(b"cl!", b"cl\xe9")]
+
+
+THEN = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_headers_that_no_python_can_hold_cost_no_connection(site, valid):
+    message = site.message(**({} if valid else {"type": "another"}))
+    with site.worker() as worker:
+        site.publish(
+            message,
+            headers={"when": [THEN], "cl!": "x", "CC": ["model_training"]},
+            kind=OddProperties,
+        )
+        end = site.wait_for_end(message["job_id"])
+        assert end.event == ("complete" if valid else "failed")
+        goes_on(site)
+        assert not worker.log("broker_lost")
+        assert not worker.log("job_put_off")
+    dead = look_at(BrokerAddress(site.broker_url), "model_training.dead")
+    assert [one.headers["x-lora-job-id"] for one in dead] == ([] if valid else [message["job_id"]])
+    assert not any("CC" in one.headers for one in dead)
+    assert site.queue_sizes("model_training") == [0]
 
 
 def test_pictures_of_a_bucket_that_is_not_allowed_are_not_read(site):

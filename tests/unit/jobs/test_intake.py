@@ -1,10 +1,16 @@
 """Which job is in a message? Its identity does not depend on the release that reads it."""
 
 import json
+from dataclasses import replace
 
+from worker.broker.delivery import Delivery
+from worker.contract.base_model import BaseModelEntry
 from worker.contract.job import TrainingJob, parse_message
 from worker.contract.parameters import TrainingParameters
-from worker.jobs.intake import fingerprint_of
+from worker.jobs.intake import Intake, fingerprint_of
+from worker.jobs.record import JobRecord
+from worker.storage.local import LocalStore
+from worker.webhooks.allow_list import WebhookAllowList
 
 MESSAGE = {
     "job_id": "j",
@@ -43,3 +49,24 @@ def test_another_content_is_another_job_and_another_id_alone_is_not():
     again = TrainingJob.model_validate({**MESSAGE, "job_id": "other"})
     assert fingerprint_of(job) != fingerprint_of(other)
     assert fingerprint_of(job) == fingerprint_of(again)
+
+
+def test_a_copy_of_a_message_that_came_back_is_its_run_and_no_new_one(tmp_path):
+    # Its run ended while the store could not be asked, and the message waited as a copy.
+    store = LocalStore(tmp_path / "store")
+    body = json.dumps({k: v for k, v in MESSAGE.items() if k != "job_id"}).encode()
+    delivery = Delivery(0, 1, 1, "model_training", body, None, {}, True, None, 0.0)
+    digest = parse_message(body).job.job_id
+    intake = Intake(
+        record=lambda job_id: JobRecord(store, "b", job_id),
+        catalogue={"tiny": BaseModelEntry(name="tiny", location="/x")},
+        default_base_model="tiny",
+        allow_list=WebhookAllowList((), require_https=False),
+        webhook_base_url=None,
+        max_images=10,
+    )
+    JobRecord(store, "b", digest).commit(intake.read(delivery).canceled(1))
+    copy = replace(delivery, headers=delivery.kept_headers(), redelivered=False)
+    assert intake.read(copy).job.job_id == digest
+    again = replace(delivery, redelivered=False)
+    assert intake.read(again).job.job_id == f"{digest}-2"

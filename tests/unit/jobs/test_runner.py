@@ -22,14 +22,18 @@ TERM_SECONDS = 180.0
 MESSAGE = {"job_id": "j", "style_id": 10, "image_urls": ["s3://media/a.jpg"]}
 
 
+NO_BROKER = PublishFailed("the broker takes no messages")
+
+
 class Held:
     """A delivery in hand; the broker refuses to take as many copies as `refusals` says."""
 
-    def __init__(self, body, *, refusals=0):
+    def __init__(self, body, *, refusals=0, refusal=NO_BROKER):
         self.delivery = SimpleNamespace(
             body=body, message_id=None, headers={}, redelivered=False, timestamp=None
         )
-        self.job_id, self.refusals, self.did, self.lost = None, refusals, [], False
+        self.job_id, self.refusals, self.refusal = None, refusals, refusal
+        self.did, self.lost = [], False
 
     def ack(self):
         self.did.append("ack")
@@ -46,7 +50,7 @@ class Held:
     def move(self, queue, **headers):
         if self.refusals:
             self.refusals -= 1
-            raise PublishFailed("the broker takes no messages")
+            raise self.refusal
         self.did.append(queue)
 
     def is_lost(self):
@@ -142,6 +146,14 @@ def test_what_cannot_be_put_off_is_held_until_it_can_and_not_given_back(handle, 
     mocker.patch.object(runner, "_PUT_OFF_AGAIN_SECONDS", 0.0)
     mocker.patch.object(JobRunner, "_handle", side_effect=StoreUnavailable("away"))
     assert handle(Held(BROKEN, refusals=5)) == ["model_training.retry.30s"]
+
+
+def test_what_cannot_be_copied_for_a_reason_of_its_own_is_given_back_after_a_while(handle, mocker):
+    waited = mocker.patch.object(runner.time, "sleep")
+    mocker.patch.object(JobRunner, "_handle", side_effect=StoreUnavailable("away"))
+    held = Held(BROKEN, refusals=5, refusal=TypeError("a defect of ours"))
+    assert handle(held) == ["requeue"]
+    waited.assert_called_once()
 
 
 def test_what_cannot_be_put_off_and_is_not_ours_any_more_is_let_go(handle, mocker):
