@@ -113,8 +113,8 @@ class OutboxSender:
                 if record.is_delivered():
                     log.info("webhook_already_delivered")
                     return True
-                has_report = message.progress_before and tries == 0 and not delivery.redelivered
-                if has_report and not record.claim_last_report():
+                first = tries == 0 and not delivery.redelivered
+                if first and not record.claim_first_send():
                     # The broker has this event twice, and the other one is being sent.
                     self._soon(delivery, 1)
                     return True
@@ -123,8 +123,8 @@ class OutboxSender:
                 log.warning("event_put_off", reason=str(error))
                 self._soon(delivery, tries)
                 return True
-            if has_report:
-                self._send_last_report(message, still_ours)
+            if first and message.progress_before is not None:
+                self._send_last_report(message, message.progress_before, still_ours)
             key = idempotency_key(message.job_id, message.event)
             answer = self._send(message.base, message.event, message.body, key, still_ours)
             age_seconds = max(0.0, time.time() - message.queued_at)
@@ -142,10 +142,11 @@ class OutboxSender:
                     self._mark_delivered(record, delivery, tries + 1)
         return True
 
-    def _send_last_report(self, message: OutboxMessage, still_ours: Callable[[], bool]) -> None:
-        assert message.progress_before is not None  # noqa: S101 - else there is none to send
+    def _send_last_report(
+        self, message: OutboxMessage, report: str, still_ours: Callable[[], bool]
+    ) -> None:
         key = idempotency_key(message.job_id, "progress", message.progress_sequence)
-        self._send(message.base, "progress", message.progress_before, key, still_ours)
+        self._send(message.base, "progress", report, key, still_ours)
 
     def _send(
         self, base: str, event: EventName, body: str, key: str, still_ours: Callable[[], bool]

@@ -1,5 +1,6 @@
 """The job's objects in the store: lease, checkpoint pointer, result, cancel tombstone."""
 
+import uuid
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,6 +43,8 @@ class Lease(_Document):
         accepted_at: first claim of the job, seconds since the epoch by the store's clock.
         state: held; released by an interruption; failed by an error that may pass.
         error: that error.
+        stamp: another one in every writing. Stores make an ETag of the content alone, so that
+            without it a renewal would leave the ETag by which another worker takes over.
     """
 
     owner: str
@@ -53,6 +56,7 @@ class Lease(_Document):
     accepted_at: float = 0.0
     state: Literal["held", "released", "failed"] = "held"
     error: LastError | None = None
+    stamp: str = ""
 
 
 class Result(_Document):
@@ -117,11 +121,11 @@ class JobRecord:
 
     def claim(self, lease: Lease, previous: StoredObject | None) -> str:
         """Write a claim over `previous`; returns its etag. Raises `LostLease` if others did."""
-        return self._replace(self.keys.lease, lease, previous.etag if previous else None)
+        return self._replace(self.keys.lease, _stamped(lease), previous.etag if previous else None)
 
     def renew(self, lease: Lease, etag: str) -> str:
         """Write the lease again; returns the new etag. Raises `LostLease` if it was replaced."""
-        return self._replace(self.keys.lease, lease, etag)
+        return self._replace(self.keys.lease, _stamped(lease), etag)
 
     # --- result
 
@@ -151,10 +155,13 @@ class JobRecord:
         """The outbox has confirmed the terminal event."""
         self._store.write(self.keys.announced, b"{}", content_type=_JSON)
 
-    def claim_last_report(self) -> bool:
-        """Whether the report at 100 % is the caller's to send: it goes out before the end, once."""
+    def claim_first_send(self) -> bool:
+        """Whether the terminal event, with the report before it, is the caller's to send first.
+
+        The broker may have the event twice, and no report may follow the end.
+        """
         try:
-            self._store.write(self.keys.last_report, b"{}", content_type=_JSON, only_if_absent=True)
+            self._store.write(self.keys.first_send, b"{}", content_type=_JSON, only_if_absent=True)
         except PreconditionFailed:
             return False
         return True
@@ -168,8 +175,9 @@ class JobRecord:
         self._store.write(self.keys.delivered, b"{}", content_type=_JSON)
 
     def clear_delivered(self) -> None:
-        """The terminal event is to be tried again."""
+        """The terminal event is to be tried again, by whoever has it first."""
         self._store.delete(self.keys.delivered)
+        self._store.delete(self.keys.first_send)
 
     # --- cancel
 
@@ -224,6 +232,10 @@ class JobRecord:
             )
         except PreconditionFailed:
             raise LostLease(str(url)) from None
+
+
+def _stamped(lease: Lease) -> Lease:
+    return lease.model_copy(update={"stamp": uuid.uuid4().hex})
 
 
 def read_document(

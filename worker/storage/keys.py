@@ -74,9 +74,9 @@ class JobKeys:
         return self.prefix.child("announced.json")
 
     @property
-    def last_report(self) -> ObjectUrl:
-        """Somebody sends, or has sent, its report at 100 %."""
-        return self.prefix.child("last_report.json")
+    def first_send(self) -> ObjectUrl:
+        """Somebody sends, or has sent, its terminal event for the first time."""
+        return self.prefix.child("first_send.json")
 
     @property
     def delivered(self) -> ObjectUrl:

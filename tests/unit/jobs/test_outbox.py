@@ -84,7 +84,7 @@ def sender(store, broker, receiver):
     )
 
 
-def delivery(tries=0, *, redelivered=False):
+def delivery(tries=0, *, redelivered=False, report=True):
     message = OutboxMessage(
         job_id="j",
         style_id=1,
@@ -92,7 +92,7 @@ def delivery(tries=0, *, redelivered=False):
         base="http://receiver",
         body=COMPLETE.body().decode(),
         queued_at=0.0,
-        progress_before=PROGRESS.body().decode(),
+        progress_before=PROGRESS.body().decode() if report else None,
         progress_sequence=7,
     )
     return Delivery(
@@ -135,6 +135,18 @@ def test_no_report_follows_the_end_though_the_broker_has_the_event_twice(store, 
     assert broker.published == [("model_training.events.retry.30s", 1)]
     assert out.handle(delivery(tries=1))
     assert receiver.journal == ["progress", "complete"]
+
+
+def test_no_report_follows_the_end_though_the_broker_has_the_event_without_its_report_too(
+    store, broker
+):
+    # Its confirm was lost with the worker, and whoever took the job over announced it once more.
+    receiver = Receiver(meanwhile=lambda: out.handle(delivery()))
+    out = sender(store, broker, receiver)
+    assert out.handle(delivery(report=False))
+    assert receiver.journal == ["complete"]
+    assert out.handle(delivery(tries=1))
+    assert receiver.journal == ["complete"]
 
 
 def test_while_the_store_is_away_an_event_waits_as_a_copy_and_nothing_is_sent(store, broker):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.jobs.record import CheckpointPointer, JobRecord, LostLease
+from worker.jobs.record import CheckpointPointer, JobRecord, Lease, LostLease
 from worker.storage.local import LocalStore
 from worker.storage.store import ObjectUrl
 
@@ -45,3 +45,14 @@ def test_what_is_left_of_an_ended_job_is_its_record(store, record):
         store.write(url, b"{}", content_type="application/json")
     record.tidy()
     assert set(store.list(ObjectUrl("b", ""))) == {*kept, *other}
+
+
+def test_nobody_takes_over_by_what_a_lease_was_before_its_owner_renewed_it(record):
+    # The renewal changes nothing, and this store makes an ETag of the content alone, as S3 does.
+    lease = Lease(owner="slow", epoch=1, fingerprint="f")
+    etag = record.claim(lease, None)
+    _, seen = record.lease()
+    record.renew(lease, etag)
+    with pytest.raises(LostLease):
+        record.claim(Lease(owner="hasty", epoch=2, fingerprint="f"), seen)
+    assert record.lease()[0].owner == "slow"
