@@ -6,6 +6,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -24,7 +25,7 @@ from worker.contract.pipe import (
     TrainCommand,
     parse_event,
 )
-from worker.jobs.conversation import Conversation, write_down
+from worker.jobs.conversation import TICK_SECONDS, Conversation, write_down
 from worker.jobs.step_watch import LEAST_SECONDS
 from worker.jobs.trainer_start import TRAINER_COMMAND
 
@@ -116,17 +117,24 @@ class TrainerProcess:
         """Jobs that it has."""
         return len(self._conversations)
 
-    def wait_ready(self, timeout_seconds: float) -> ReadyEvent:
-        """Wait until the child has imported its libraries.
+    def wait_ready(
+        self, timeout_seconds: float, unwanted: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Wait until the child has imported its libraries; False once it is `unwanted`.
 
         Raises:
             TrainerDied: it ended, or said nothing for `timeout_seconds`.
         """
-        self._ready_or_over.wait(timeout_seconds)
+        until = time.monotonic() + timeout_seconds
+        while not self._ready_or_over.wait(max(0.0, min(TICK_SECONDS, until - time.monotonic()))):
+            if unwanted():
+                return False
+            if time.monotonic() >= until:
+                break
         if self.ready is None:
             self.kill()
             raise self.died("it did not become ready")
-        return self.ready
+        return True
 
     def train(
         self,

@@ -82,12 +82,11 @@ class TrainerSlot:
         with self._lock:
             self._have_one()
 
-    def trainer(self) -> TrainerProcess:
-        """A ready trainer. Raises `TrainerDied` if none can be had."""
+    def trainer(self, unwanted: Callable[[], bool] = lambda: False) -> TrainerProcess | None:
+        """A ready trainer; None once it is `unwanted`. Raises `TrainerDied` if none can be had."""
         with self._lock:
             trainer = self._have_one()
-        trainer.wait_ready(self._start_timeout_seconds)
-        return trainer
+        return trainer if trainer.wait_ready(self._start_timeout_seconds, unwanted) else None
 
     def train(
         self,
@@ -98,8 +97,9 @@ class TrainerSlot:
         time_limit_seconds: float,
     ) -> FinishedEvent | StoppedEvent:
         """Train one job; see `TrainerProcess.train`."""
-        while (taken := self._take(command)) is None:
-            # Its neighbours have made the trainer suspect: it is replaced when they have ended.
+        while (taken := self._take(command, lambda: should_stop() is not None)) is None:
+            # Told to stop before there was a trainer; or its neighbours have made the trainer
+            # suspect, and it is replaced when they have ended.
             if stop := should_stop():
                 return StoppedEvent(job_id=command.job_id, reason=stop.reason, step=0)
             time.sleep(TICK_SECONDS)
@@ -135,12 +135,14 @@ class TrainerSlot:
         if trainer is not None:
             trainer.kill()
 
-    def _take(self, command: TrainCommand) -> tuple[TrainerProcess, Conversation] | None:
+    def _take(
+        self, command: TrainCommand, unwanted: Callable[[], bool]
+    ) -> tuple[TrainerProcess, Conversation] | None:
         """A trainer that has taken the job; None if it cannot now."""
         self.recycle()
-        trainer = self.trainer()
+        trainer = self.trainer(unwanted)
         with self._lock:
-            if trainer is not self._trainer or trainer.suspect:
+            if trainer is None or trainer is not self._trainer or trainer.suspect:
                 return None
             if trainer.jobs_now >= self.slots:
                 return None

@@ -124,6 +124,26 @@ def test_a_drain_leaves_a_checkpoint_from_which_the_next_trainer_goes_on(slot, t
     assert [e.step for e in events if isinstance(e, StepEvent)] == [ended.step + 1, ended.step + 2]
 
 
+def test_a_job_that_is_to_stop_does_not_wait_until_its_trainer_has_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    slow = (sys.executable, "-c", "import time; time.sleep(3600)")
+    slot = TrainerSlot(
+        share=Share(None), allow_hub=False, max_jobs=2, start_timeout_seconds=3600, command=slow
+    )
+    told = threading.Event()
+    threading.Timer(0.5, told.set).start()
+    try:
+        ended = slot.train(
+            order(tmp_path),
+            lambda event: None,
+            should_stop=lambda: StopCommand(reason="drain") if told.is_set() else None,
+            time_limit_seconds=60,
+        )
+    finally:
+        slot.kill()
+    assert ended == StoppedEvent(job_id="j", reason="drain", step=0)
+
+
 def test_a_job_over_its_time_limit_is_stopped(slot, tmp_path):
     ended, _ = train(slot, order(tmp_path, steps=50_000), limit=0.3)
     assert ended == StoppedEvent(job_id="j", reason="time_limit", step=ended.step)
