@@ -12,9 +12,17 @@ from worker.contract.parameters import TrainingParameters
 #: Exit status of a trainer that was asked to stop and left a checkpoint (sysexits' EX_TEMPFAIL).
 EXIT_CHECKPOINTED = 75
 
-#: The stages of a job, in order; the trainer reports caching, training and exporting.
+#: The stages of a job, in order; the trainer reports those from caching to exporting. Where jobs
+#: share a trainer, one waits before caching or training until it fits beside the others.
 Stage = Literal[
-    "preparing", "downloading", "caching", "training", "exporting", "uploading", "committed"
+    "preparing",
+    "downloading",
+    "caching",
+    "waiting",
+    "training",
+    "exporting",
+    "uploading",
+    "committed",
 ]
 
 
@@ -93,7 +101,10 @@ class _Event(_Line):
 
 
 class MemoryReport(_Line):
-    """GPU memory in bytes; all 0 on a machine without one. `peak` is since the job began."""
+    """GPU memory in bytes; all 0 on a machine without one.
+
+    `peak` is since the job began; where jobs share a trainer, since the first of them did.
+    """
 
     allocated: int = 0
     reserved: int = 0

@@ -22,6 +22,7 @@ from worker.contract.pipe import (
     TrainCommand,
 )
 from worker.jobs.step_watch import StepWatch
+from worker.jobs.time_limit import TimeLimit
 
 log = structlog.get_logger()
 
@@ -82,11 +83,11 @@ class Conversation:
     ) -> FinishedEvent | StoppedEvent:
         """Send the job and listen until it ends; see `TrainerProcess.train`."""
         self._child.send(self._command.line())
-        started, stop_sent_at = time.monotonic(), None
+        limit, stop_sent_at = TimeLimit(time_limit_seconds, time.monotonic()), None
         while True:
             event = self._next_event()
             if event is not None:
-                ended = self._handle(event, on_event)
+                ended = self._handle(event, on_event, limit)
                 if ended is not None:
                     return ended
             elif self._over:
@@ -97,7 +98,7 @@ class Conversation:
                 raise self._child.give_up(f"it made no step for {silent_seconds:.0f} seconds")
             if stop_sent_at is None:
                 stop = should_stop()
-                if stop is None and now - started > time_limit_seconds:
+                if stop is None and limit.is_over(now):
                     stop = StopCommand(reason="time_limit")
                 if stop is not None:
                     self.stop(stop)
@@ -123,12 +124,14 @@ class Conversation:
         return event
 
     def _handle(
-        self, event: Event, on_event: Callable[[Event], None]
+        self, event: Event, on_event: Callable[[Event], None], limit: TimeLimit
     ) -> FinishedEvent | StoppedEvent | None:
         if isinstance(event, ReadyEvent) or event.job_id not in (None, self.job_id):
             self._watch.hear_beside(event, time.monotonic())
             return None
-        self._watch.hear(event, time.monotonic())
+        now = time.monotonic()
+        self._watch.hear(event, now)
+        limit.hear(event, now)
         match event:
             case FinishedEvent() | StoppedEvent():
                 return event

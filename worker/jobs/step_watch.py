@@ -16,6 +16,10 @@ TIMES_USUAL = 10.0
 LEAST_SECONDS = 60.0
 
 
+#: Stages of a neighbour that hold nobody up.
+_HARMLESS = frozenset({"waiting", "training"})
+
+
 class StepWatch:
     """Hears a trainer's events, knows when to lose patience. Pure: the caller brings the time.
 
@@ -40,7 +44,7 @@ class StepWatch:
     def hear_beside(self, event: Event, now: float) -> None:
         """An event of a neighbour at the trainer: while that loads or exports, steps may wait."""
         match event:
-            case StageEvent() if event.status == "started" and event.stage != "training":
+            case StageEvent() if event.status == "started" and event.stage not in _HARMLESS:
                 self._held_up_by.add(event.job_id)
             case StageEvent() | FinishedEvent() | StoppedEvent() | FailedEvent():
                 self._held_up_by.discard(event.job_id)

@@ -96,7 +96,9 @@ LAST_CHECKPOINT = _gauge(
     "slot",
 )
 TRAINER_MEMORY_PEAK = _gauge(
-    "trainer_gpu_memory_peak_bytes", "Most GPU memory of the job so far.", "slot"
+    "trainer_gpu_memory_peak_bytes",
+    "Most GPU memory so far of the job, or of those that share its trainer.",
+    "slot",
 )
 
 # --- the GPUs, as the driver tells

@@ -30,14 +30,19 @@ def _share(change: float) -> str:
 
 
 def size_of_training(manifest: Manifest) -> str:
-    """`trained on 12 pictures for 1,200 steps in 3 min 20 s`."""
+    """`trained on 12 pictures for 1,200 steps in 3 min 20 s`.
+
+    Of a training that was interrupted nobody knows how long all of its steps took.
+    """
     count = len(manifest.inputs)
     steps = manifest.metadata.get("training_steps")
     seconds = manifest.stage_seconds.get("training")
     text = f"trained on {count} picture{'' if count == 1 else 's'}"
     if steps:
         text += f" for {steps:,} step{'' if steps == 1 else 's'}"
-    return text + (f" in {duration(seconds)}" if seconds is not None else "")
+    if seconds is None or manifest.metadata.get("resumed"):
+        return text
+    return f"{text} in {duration(seconds)}"
 
 
 def duration(seconds: float) -> str:

@@ -117,7 +117,9 @@ def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
     if speed := facts.get("steps_per_second"):
         tiles.append(("steps a second", f"{speed:.3g}"))
     if manifest.memory.peak:
-        tiles.append(("GPU memory", size(manifest.memory.peak)))
+        shared = "packing" in facts
+        label = "GPU memory of its trainer" if shared else "GPU memory"
+        tiles.append((label, size(manifest.memory.peak)))
     return tiles
 
 

@@ -110,6 +110,12 @@ def free_memory_bytes(device: torch.device, trainers: int = 1) -> int:
     return max(1, min(int(free + unused), total // trainers - used))
 
 
+def forget_peak(device: torch.device) -> None:
+    """The peak of the GPU's memory is from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory_report(device: torch.device) -> MemoryReport:
     """The GPU's memory now, in bytes; zeros on a CPU."""
     if device.type != "cuda":

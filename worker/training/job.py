@@ -4,7 +4,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from worker.training.device import (
     arithmetic_for,
     compute_repeatably,
     device_memory_bytes,
+    forget_peak,
     free_memory_bytes,
     memory_report,
 )
@@ -98,8 +99,8 @@ def run_job(
     Raises:
         JobError: what the sender can be told.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if seated is by_itself:  # else the peak is that of all who share the trainer
+        forget_peak(device)
     compute_repeatably()
     arithmetic = arithmetic_for(command.parameters.mixed_precision, device)
     clock = dict(command.earlier_seconds)
@@ -109,17 +110,20 @@ def run_job(
             refuse_missing_package(command.parameters.optimizer)
             model = shelf.get(command.base_model, arithmetic)
             material, lesson = _prepare(command, model, report, should_stop, ranks)
-        with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
-            with seated(command, model, lesson, report, should_stop) as seat:
+        with ExitStack() as place:
+            # Before the stage: to wait for a place is not to train.
+            seat = place.enter_context(seated(command, model, lesson, report, should_stop))
+            with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
                 training = Training(command, model, lesson, report, ranks, seat)
                 resumed = training.resume()
                 previews = previews_of(command, model, training.trainee, lesson, should_stop)
                 reason = training.run(should_stop, previews.along)
-            if reason:
-                return training.stopped(reason)
-            if not ranks.is_first:
-                return None
-            validated = training.conclude()
+                place.close()
+                if reason:
+                    return training.stopped(reason)
+                if not ranks.is_first:
+                    return None
+                validated = training.conclude()
         with _stage("exporting", report, device, clock):
             metadata = job_metadata(
                 command,

@@ -1,12 +1,13 @@
 """Where are a job's passes made? By itself, unless its trainer has other jobs that share them."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from worker.contract.pipe import LogEvent, TrainCommand
+from worker.contract.pipe import LogEvent, StageEvent, TrainCommand
 from worker.training.base_model import LoadedBaseModel
 from worker.training.launch import prepare_launch
 from worker.training.loop import StopReason
@@ -15,6 +16,19 @@ from worker.training.step import Lesson, Trainee, Work, pass_alone
 ShouldStop = Callable[[], StopReason | None]
 
 Report = Callable[[LogEvent], None]
+
+#: Told of waiting too, which is a stage.
+StageReport = Callable[[LogEvent | StageEvent], None]
+
+
+@contextmanager
+def waiting(report: StageReport, **fields: int) -> Iterator[None]:
+    """Inside, a job waits for others to leave; its time limit does not count that."""
+    report(StageEvent(stage="waiting", status="started", fields=fields))
+    began = time.monotonic()
+    yield
+    waited = time.monotonic() - began
+    report(StageEvent(stage="waiting", status="ended", seconds=waited))
 
 
 class Seat:
@@ -54,7 +68,7 @@ class Seat:
 
 #: Gives a job that is about to train its place.
 Seated = Callable[
-    [TrainCommand, LoadedBaseModel, Lesson, Report, ShouldStop], AbstractContextManager[Seat]
+    [TrainCommand, LoadedBaseModel, Lesson, StageReport, ShouldStop], AbstractContextManager[Seat]
 ]
 
 

@@ -51,3 +51,10 @@ def test_every_snippet_is_for_the_trained_strength_and_a_prompt_of_the_style(fin
         )
     diffusers = snippets(manifest)[0]
     compile(diffusers.code, "snippet", "exec")
+
+
+def test_of_a_training_that_was_interrupted_nobody_says_how_long_all_of_it_took(finished):
+    manifest, _ = finished()
+    assert "for 100 steps in 3 min 20 s" in model_card(manifest)
+    resumed = manifest.model_copy(update={"metadata": {**manifest.metadata, "resumed": True}})
+    assert "for 100 steps." in model_card(resumed)

@@ -166,3 +166,13 @@ def test_the_curves_lie_within_their_drawings(finished):
                 x, y = map(float, point.split(","))
                 assert 0 <= x <= width
                 assert 0 <= y <= height
+
+
+def test_where_jobs_share_a_trainer_its_memory_is_not_called_the_job_s(finished):
+    manifest, folder = finished()
+    memory = manifest.memory.model_copy(update={"peak": 3_000_000_000})
+    alone = manifest.model_copy(update={"memory": memory})
+    metadata = {**manifest.metadata, "packing": {"slots": 8, "mean_company": 3.0}}
+    shared = alone.model_copy(update={"metadata": metadata})
+    assert "of its trainer" not in page(alone, folder)
+    assert "GPU memory of its trainer" in page(shared, folder)

@@ -238,10 +238,13 @@ def test_a_job_that_does_not_fit_beside_the_others_waits_until_one_leaves_and_sa
     assert jobs.begin("a", 1, needs=needs).wait(30)
     late = jobs.begin("b", 1, needs=needs)
     assert not late.wait(0.5)
-    assert [report.event for report in jobs.reports["b"]] == ["job_waits_for_room"]
+    assert [(one.stage, one.status) for one in jobs.reports["b"]] == [("waiting", "started")]
     jobs.go.set()
     assert late.wait(30)
     jobs.end()
+    _, ended = jobs.reports["b"]
+    assert (ended.stage, ended.status) == ("waiting", "ended")
+    assert ended.seconds >= 0.5
     assert jobs.losses["b"] == ["b alone"]
 
 

@@ -19,7 +19,7 @@ from worker.training.baton import Baton, breathe
 from worker.training.launch import forget_passes
 from worker.training.packing.packed_seat import Needs, PackedSeat
 from worker.training.packing.shared_pass import likeness
-from worker.training.seat import Report, ShouldStop
+from worker.training.seat import ShouldStop, StageReport, waiting
 from worker.training.step import Work
 
 #: How often somebody who waits for company or for room looks whether to stop, seconds.
@@ -58,7 +58,7 @@ class Pack:
 
     @contextmanager
     def seat(
-        self, needs: Needs, report: Report, should_stop: ShouldStop, *, sociable: bool = True
+        self, needs: Needs, report: StageReport, should_stop: ShouldStop, *, sociable: bool = True
     ) -> Iterator[PackedSeat]:
         """A place among those who train, from before the first step to after the last.
 
@@ -193,7 +193,7 @@ class Pack:
         for one in seats:
             one.report(LogEvent(level="warning", event=event, fields=fields))
 
-    def _wait_for_room(self, needs: Needs, report: Report, should_stop: ShouldStop) -> None:
+    def _wait_for_room(self, needs: Needs, report: StageReport, should_stop: ShouldStop) -> None:
         me = object()
         self._in_line.append(me)
 
@@ -207,9 +207,9 @@ class Pack:
 
         try:
             if not fits():
-                fields = {"needs_bytes": needs.kept + needs.a_pass, "beside": len(self._seats)}
-                report(LogEvent(event="job_waits_for_room", fields=fields))
-                self._wait(math.inf, should_stop, fits)
+                needed = needs.kept + needs.a_pass
+                with waiting(report, needs_bytes=needed, beside=len(self._seats)):
+                    self._wait(math.inf, should_stop, fits)
         finally:
             self._in_line.remove(me)
 

@@ -18,12 +18,12 @@ from worker.contract.pipe import TrainCommand
 from worker.training.adapter import remove_adapter, remove_text_adapter
 from worker.training.base_model import BaseModelShelf, LoadedBaseModel, Shelf, unet_of_same_weights
 from worker.training.baton import Baton, breathe
-from worker.training.device import Arithmetic, free_memory_bytes
+from worker.training.device import Arithmetic, forget_peak, free_memory_bytes, this_device
 from worker.training.packing.pack import Pack
 from worker.training.packing.packed_seat import Needs
 from worker.training.packing.shared_pass import SharedPass
 from worker.training.packing.turns import Turns
-from worker.training.seat import Report, Seat, ShouldStop
+from worker.training.seat import Seat, ShouldStop, StageReport
 from worker.training.step import Lesson, Work
 
 
@@ -42,7 +42,7 @@ class Together:
 
     @contextmanager
     def job(
-        self, command: TrainCommand, report: Report, should_stop: ShouldStop
+        self, command: TrainCommand, report: StageReport, should_stop: ShouldStop
     ) -> Iterator[Shelf]:
         """A job's turn to be here; where it takes its base model from.
 
@@ -50,7 +50,9 @@ class Together:
             JobError: as the job itself, but that memory which neighbours have may be free later.
         """
         whose = _company_of(command)
-        with self.baton.held(), self._turns.turn(whose, report, should_stop):
+        with self.baton.held(), self._turns.turn(whose, report, should_stop) as alone:
+            if alone:
+                forget_peak(this_device())
             try:
                 yield _OwnTree(self)
             except JobError as error:
@@ -64,7 +66,7 @@ class Together:
         command: TrainCommand,
         model: LoadedBaseModel,
         lesson: Lesson,
-        report: Report,
+        report: StageReport,
         should_stop: ShouldStop,
     ) -> Iterator[Seat]:
         """The place of a job among those that train; see `Pack.seat`."""

@@ -5,9 +5,8 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from worker.contract.pipe import LogEvent
 from worker.training.baton import Baton
-from worker.training.seat import Report, ShouldStop
+from worker.training.seat import ShouldStop, StageReport, waiting
 
 #: How often somebody who waits looks whether to stop, seconds.
 _TICK_SECONDS = 0.1
@@ -27,23 +26,24 @@ class Turns:
 
     @contextmanager
     def turn(
-        self, company: Hashable | None, report: Report, should_stop: ShouldStop
-    ) -> Iterator[None]:
+        self, company: Hashable | None, report: StageReport, should_stop: ShouldStop
+    ) -> Iterator[bool]:
         """Be inside with nobody but one's company; with nobody at all if that is None.
 
-        Who is to stop is let in at once: it does nothing any more.
+        Who is to stop is let in at once: it does nothing any more. Yields whether nobody else is
+        inside.
         """
         me = object()
         self._waiting.append(me)
         if not self._is_next(me, company):
-            report(LogEvent(event="job_waits_its_turn", fields={"inside": len(self._inside)}))
-        while not (self._is_next(me, company) or should_stop()):
-            with self._baton.laid_down(), self._left:
-                self._left.wait(_TICK_SECONDS)
+            with waiting(report, inside=len(self._inside)):
+                while not (self._is_next(me, company) or should_stop()):
+                    with self._baton.laid_down(), self._left:
+                        self._left.wait(_TICK_SECONDS)
         self._waiting.remove(me)
         self._inside.append(company)
         try:
-            yield
+            yield len(self._inside) == 1
         finally:
             self._inside.remove(company)
             with self._left:
