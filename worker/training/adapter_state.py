@@ -34,12 +34,16 @@ def layers_of(model: Any, adapter: str) -> dict[str, LoraLayer]:
 def kohya_part(trained: Any, path_of: Callable[[str], str]) -> dict[str, torch.Tensor]:
     """One trained model's part of the kohya file; `path_of` gives the readers' path of a layer."""
     layers = layers_of(trained, ADAPTER)
-    bases = {path: layer.base_layer.weight.detach().cpu().float() for path, layer in layers.items()}
+    bases = {}
+    if trained.peft_config[ADAPTER].use_dora:  # else nobody asks for them, and they are large
+        bases = {
+            path: layer.base_layer.weight.detach().cpu().float() for path, layer in layers.items()
+        }
     return kohya_weights(
         weights_of(trained, ADAPTER),
         {path: float(layer.lora_alpha[ADAPTER]) for path, layer in layers.items()},
         path_of,
-        bases if trained.peft_config[ADAPTER].use_dora else {},
+        bases,
     )
 
 

@@ -41,7 +41,7 @@ def read_as_diffusers_does(part: Part, file: Path) -> tuple[str | None, torch.Te
     """In what the adapter in `file` differs from the trained one, and the output with it."""
     layers = layers_of(part.trained, ADAPTER)
     try:
-        with _full_precision(part.fresh.get_parameter(f"{name}.weight") for name in layers):
+        with _read_in_full_precision(part.fresh.get_parameter(f"{name}.weight") for name in layers):
             _load_as_diffusers_does(part, file)
         return _mismatch(part.trained, part.fresh), part.run(part.fresh)
     finally:
@@ -123,17 +123,18 @@ def _mismatch(trained: Any, reloaded: Any) -> str | None:
 
 
 @contextmanager
-def _full_precision(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """`weights` are fp32 inside, and exactly what they were after.
+def _read_in_full_precision(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Inside, `weights` are fp32 zeros that take no memory; after, what they were.
 
     diffusers rounds an adapter to the dtype of the layers that it is loaded into; the one in memory
-    is fp32 over a base in half precision.
+    is fp32 over a base in half precision. It asks those layers for nothing else, and a second base
+    in fp32 would not fit where the training just did.
     """
-    before = [(weight, weight.dtype) for weight in weights]
-    for weight, _ in before:
-        weight.data = weight.data.float()
+    before = [(weight, weight.data) for weight in weights]
+    for weight, data in before:
+        weight.data = torch.zeros((), device=data.device).expand(data.shape)
     try:
         yield
     finally:
-        for weight, dtype in before:
-            weight.data = weight.data.to(dtype)
+        for weight, data in before:
+            weight.data = data

@@ -13,6 +13,9 @@ from tests.unit.training_export.conftest import UnetMaker
 from tests.unit.training_export.test_files import export
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.target_modules import TARGET_PRESETS
+from worker.training import reading_back
+from worker.training.adapter_state import kohya_part, layers_of, unet_names
+from worker.training.adapter_weights import ADAPTER
 from worker.training.device import compute_repeatably
 from worker.training.export import DIFFUSERS_FILE, KOHYA_FILE
 from worker.training.verify import verify_adapter
@@ -233,3 +236,31 @@ def test_an_adapter_with_a_value_that_is_not_finite_is_refused(
     ] = float("nan")
     with pytest.raises(JobError, match="not finite"):
         verify_adapter(unet, files=export(unet, tmp_path), fresh_unet=fresh_unet)
+
+
+def test_a_base_in_half_precision_is_held_once_while_it_reads(
+    trained_unet: UnetMaker, fresh_unet: UnetMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one in fp32 would not fit where the training just did."""
+    unet, fresh = trained_unet(dtype=torch.float16), fresh_unet(torch.float16)
+    files = export(unet, tmp_path)
+    weights = {name: value for name, value in fresh.named_parameters() if ".to_q." in name}
+    places = {name: value.data_ptr() for name, value in weights.items()}
+    held, load = [], reading_back._load_as_diffusers_does
+
+    def noting(*about: object) -> None:
+        load(*about)  # type: ignore[arg-type]
+        held.append(sum(value.untyped_storage().nbytes() for value in weights.values()))
+
+    monkeypatch.setattr(reading_back, "_load_as_diffusers_does", noting)
+    assert verify_adapter(unet, files=files, fresh_unet=lambda: fresh) == 0
+    assert held == [4 * len(weights)] * 2
+    assert {name: value.data_ptr() for name, value in weights.items()} == places
+
+
+def test_an_export_copies_no_weights_of_the_base_without_dora(trained_unet: UnetMaker) -> None:
+    unet = trained_unet()
+    whole = kohya_part(unet, unet_names(unet))
+    for layer in layers_of(unet, ADAPTER).values():
+        layer.base_layer.to("meta")  # from where nothing can be copied
+    assert kohya_part(unet, unet_names(unet)).keys() == whole.keys()

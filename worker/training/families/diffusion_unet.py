@@ -27,8 +27,12 @@ class DiffusionUnet:
         return str(scheduler.config.prediction_type)
 
     def sampler(self, schedule: Any, prediction_type: str) -> DPMSolverMultistepScheduler:
-        """DPM-Solver++ (arXiv:2211.01095) on the noise schedule of the training."""
-        kept = schedule.signal.double().cpu() ** 2
+        """DPM-Solver++ (arXiv:2211.01095) on the noise schedule of the training.
+
+        Where that ends in noise alone (arXiv:2305.08891), the solver begins at next to nothing of
+        the picture, as diffusers has it: at nothing at all it divides by zero.
+        """
+        kept = (schedule.signal.double().cpu() ** 2).clamp(min=2**-24)
         betas = 1 - kept / torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
         return DPMSolverMultistepScheduler(
             num_train_timesteps=len(betas),

@@ -31,7 +31,7 @@ class Rows:
         self._width_b = sum(sum(shape.outputs) for shape in shapes)
         self._rank = 0
         self._rows: torch.Tensor | None = None
-        self._places: dict[tuple[int, int], torch.Tensor] = {}
+        self._places: dict[int, torch.Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +53,8 @@ class Rows:
         if rows is None or (rows.shape, rows.dtype, self._rank) != (shape, dtype, rank):
             self._rows = rows = None  # freed before there are new ones
             self._rows = rows = torch.zeros(shape, dtype=dtype, device=device)
-            self._rank = rank
+            if self._rank != rank:
+                self._rank, self._places = rank, {}  # as large as adapters: kept while they serve
         rows.requires_grad_(False).grad = None
         for row, job in zip(rows, jobs, strict=True):
             flat, size = job.buffer.detach(), job.size_a
@@ -103,14 +104,13 @@ class Rows:
 
     def _places_of(self, rank: int) -> torch.Tensor:
         """Where in a row each element of a buffer of a smaller rank lies, `[P]`."""
-        key = (rank, self._rank)
-        if key not in self._places:
+        if rank not in self._places:
             device, largest = self._filled.device, self._rank
             sizes = [largest * self._width_a, largest * self._width_b]
             first, second = torch.split(torch.arange(sum(sizes), device=device), sizes)
             inputs = [shape.inputs for shape in self._shapes for _ in range(shape.layers)]
             outputs = [outputs for shape in self._shapes for outputs in shape.outputs]
-            self._places[key] = torch.cat(
+            self._places[rank] = torch.cat(
                 [
                     *(
                         part.view(largest, -1)[:rank].flatten()
@@ -122,4 +122,4 @@ class Rows:
                     ),
                 ]
             )
-        return self._places[key]
+        return self._places[rank]
