@@ -73,7 +73,7 @@ def request(
         NotSent: it was not wanted any more.
     """
     deadline = _Deadline(deadline_seconds)
-    session = requests.Session()
+    session = _Session()
     session.trust_env = False
     session.headers.clear()
     session.mount("http://", _WatchedAdapter(deadline, still_wanted))
@@ -95,6 +95,17 @@ def request(
                 yield Answer(response, deadline)
     except (requests.RequestException, urllib3.exceptions.HTTPError, RequestFailed) as error:
         raise RequestFailed(_reason(error, deadline)) from None
+
+
+class _Session(requests.Session):
+    """Asks once.
+
+    `allow_redirects=False` alone has requests take a redirect apart all the same, to offer what it
+    would ask next: it reads a body of any size, and raises for an address that is none.
+    """
+
+    def resolve_redirects(self, *_args: Any, **_options: Any) -> Iterator[Any]:
+        return iter(())
 
 
 class _Deadline:

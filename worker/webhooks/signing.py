@@ -65,6 +65,8 @@ def is_signature(
 
 
 def _signature(key: bytes, message_id: str, timestamp_seconds: int, body: bytes) -> str:
-    signed = b".".join((message_id.encode(), str(timestamp_seconds).encode(), body))
+    # A framework may hand on bytes that are no text as lone surrogates.
+    about = message_id.encode("utf-8", "surrogatepass"), str(timestamp_seconds).encode()
+    signed = b".".join((*about, body))
     digest = hmac.new(key, signed, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"

@@ -118,6 +118,15 @@ def test_a_redirect_is_not_followed_and_its_target_sees_nothing(
     assert {(request.method, request.path) for request in receiver.journal} == {("PATCH", PATH)}
 
 
+@pytest.mark.parametrize("target", ["http://[", "/m\xfcde", "http://127.0.0.1:abc/", ""])
+def test_a_redirect_to_what_is_no_address_is_refused_like_any_other(
+    receiver: Receiver, target: str
+) -> None:
+    receiver.respond = answering(Reply(302, {"Location": target}))
+    answer = send(client(receiver.host), receiver.url)
+    assert (answer.kind, answer.status) == ("refused", 302)
+
+
 def test_a_host_that_is_not_allowed_sees_nothing(receiver: Receiver) -> None:
     answer = send(client("api.example.com"), receiver.url)
     assert (answer.kind, answer.status) == ("refused", None)
@@ -201,14 +210,18 @@ def test_a_drip_of_body_bytes_holds_nobody_up() -> None:
     assert (answer.kind, answer.status) == ("delivered", 200)
 
 
-def test_an_endless_body_is_not_read_to_its_end() -> None:
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(b"200 OK", "delivered"), (b"302 Found\r\nLocation: /elsewhere", "refused")],
+)
+def test_an_endless_body_is_not_read_to_its_end(head: bytes, kind: str) -> None:
     def pour(connection: Any, done: threading.Event) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n")
         while not done.is_set():
             connection.sendall(b"x" * 65536)
 
     with raw_server(pour) as base:
-        assert send(client(base, total_deadline_seconds=30), base).kind == "delivered"
+        assert send(client(base, total_deadline_seconds=10), base).kind == kind
 
 
 def test_a_connection_that_breaks_after_the_status_is_a_delivery() -> None:

@@ -94,6 +94,7 @@ def test_another_token_is_refused(authorization):
         {"webhook-signature": ""},
         {"webhook-signature": "v1,"},
         {"webhook-signature": "v1,é\ud800"},
+        {"webhook-id": "\udcff"},
         {"webhook-signature": "v1a,AAAA"},
     ],
     ids=str,

@@ -36,6 +36,8 @@ def test_the_class_of_a_status(statuses: tuple[int, ...], kind: str) -> None:
         ("1e3", None),
         ("9" * 400, None),
         ("\u0661", None),
+        ("Fri, 31 Dec 99999999999 23:59:59 GMT", None),
+        ("Fri, 31 Dec 2027 23:59:59 +99999999999999999999", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
