@@ -1,6 +1,9 @@
 """Does this store enforce conditional writes? Some answer 200 and ignore them, so: try."""
 
+import hashlib
+import tempfile
 import uuid
+from pathlib import Path
 
 import structlog
 
@@ -35,12 +38,35 @@ def probe_prefix(store: ObjectStore, prefix: ObjectUrl) -> StoreAbilities:
         return StoreAbilities(writable=False, conditional_put=False, reason=reason)
     try:
         ignored = _ignored_condition(store, url, first_etag)
+        refused = _refused_upload(store, url)
     finally:
         try:
             store.delete(url)
         except StorageError as error:
             _log.warning("probe_object_left", url=str(url), reason=error.message)
+    if refused:
+        return StoreAbilities(writable=False, conditional_put=not ignored, reason=refused)
     return StoreAbilities(writable=True, conditional_put=not ignored, reason=ignored)
+
+
+def _refused_upload(store: ObjectStore, url: ObjectUrl) -> str:
+    """One sentence where files cannot be stored as those of an adapter are; else empty."""
+    content = b"4"
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        try:
+            store.upload(
+                url,
+                Path(file.name),
+                content_type="text/plain",
+                sha256_hex=hashlib.sha256(content).hexdigest(),
+            )
+        except StoreUnavailable:
+            raise
+        except StorageError as error:
+            return f"The store takes no file in the way that adapters are uploaded: {error.message}"
+    return ""
 
 
 def _ignored_condition(store: ObjectStore, url: ObjectUrl, first_etag: str) -> str:

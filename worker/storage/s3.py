@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
@@ -63,6 +64,7 @@ class S3Store:
             access_key_id=access_key_id,
             secret_access_key=secret_access_key,
         )
+        self._checks_uploads = _reads_checksums(self._client.meta.endpoint_url)
         self._transfer = TransferConfig(
             multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES // 2
         )
@@ -124,7 +126,9 @@ class S3Store:
         self, url: ObjectUrl, path: Path, *, content_type: str, sha256_hex: str | None = None
     ) -> None:
         """As `ObjectStore.upload`; in parts above `MULTIPART_BYTES`."""
-        extra: dict[str, Any] = {"ContentType": content_type, "ChecksumAlgorithm": "SHA256"}
+        extra: dict[str, Any] = {"ContentType": content_type}
+        if self._checks_uploads:
+            extra["ChecksumAlgorithm"] = "SHA256"
         if sha256_hex is not None:
             extra["Metadata"] = {"sha256": sha256_hex}
         with path.open("rb") as file:
@@ -251,6 +255,17 @@ def _errors_of(url: ObjectUrl, target: ObjectUrl | None = None) -> Iterator[None
         raise storage_error(error, str(url) if target is None else f"{url} or {target}") from None
     except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError):
         raise StoreUnavailable(f"The store broke off while it sent {url}.") from None
+
+
+def _reads_checksums(endpoint: str) -> bool:
+    """Whether what stands at `endpoint` reads a checksum that is sent with a file.
+
+    Over https botocore sends it after the file, in a form that not every server of this protocol
+    knows; TLS sees to the bytes as well. Over http it is a header.
+    """
+    parts = urlsplit(endpoint)
+    hosts = (".amazonaws.com", ".amazonaws.com.cn")
+    return parts.scheme == "http" or (parts.hostname or "").endswith(hosts)
 
 
 def _server_time(answer: Any) -> datetime:

@@ -37,6 +37,10 @@ _TRANSIENT_CODES = frozenset(
     }
 )
 
+#: Statuses from 500 on that the same request would bring again. All others pass, those of whatever
+#: stands before the store too.
+_FOR_GOOD = frozenset({501, 505})
+
 #: Codes that mean bad credentials though their HTTP status is 400.
 _CREDENTIAL_CODES = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId"})
 
@@ -48,7 +52,9 @@ def storage_error(error: ClientError | BotoCoreError, what: str) -> StorageError
     """
     if isinstance(error, ClientError):
         return _of_answer(error, what)
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+    if isinstance(error, CredentialRetrievalError):
+        return StoreUnavailable(f"Whoever gives the credentials for {what} did not answer.")
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return AccessDenied(
             f"There are no credentials for {what}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
@@ -64,7 +70,8 @@ def _of_answer(error: ClientError, what: str) -> StorageError:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
     if code == "NoSuchBucket":
         return BucketMissing(f"The bucket of {what} does not exist.")
-    if code in _TRANSIENT_CODES or status in (408, 409, 425, 429) or status in (500, 502, 503, 504):
+    passes = status in (408, 409, 425, 429) or (status >= 500 and status not in _FOR_GOOD)
+    if code in _TRANSIENT_CODES or passes:
         return StoreUnavailable(f"The store answered {status} {code} for {what}; try again later.")
     if status == 404:
         return ObjectMissing(f"{what} does not exist.")

@@ -233,3 +233,34 @@ def test_an_upload_carries_a_checksum_that_the_store_can_verify(
     head = s3_client.head_object(Bucket=s3_bucket, Key="adapter", ChecksumMode="ENABLED")
     expected = hashlib.sha256(b"0123456789").digest()
     assert base64.b64decode(head["ChecksumSHA256"]) == expected
+
+
+class Captured(Exception):  # noqa: N818 - what happened
+    """A request as it would have been sent."""
+
+
+@pytest.mark.parametrize(
+    ("endpoint_url", "checked"),
+    [
+        ("http://127.0.0.1:1", True),
+        ("https://s3.eu-central-1.amazonaws.com", True),
+        ("https://store.example.com", False),
+        ("https://amazonaws.com.example.com", False),
+    ],
+)
+def test_a_file_goes_to_foreign_servers_in_a_form_that_all_of_them_know(
+    endpoint_url: str, checked: bool, tmp_path: Path
+) -> None:
+    store = S3Store(endpoint_url=endpoint_url, access_key_id="a", secret_access_key="b")
+    path = tmp_path / "file"
+    path.write_bytes(b"1")
+
+    def capture(request: Any, **_: Any) -> None:
+        raise Captured({name.lower() for name in request.headers})
+
+    store._client.meta.events.register("before-send.s3.PutObject", capture)
+    with pytest.raises(Captured) as caught:
+        store.upload(ObjectUrl("bucket", "key"), path, content_type="text/plain")
+    (names,) = caught.value.args
+    assert bool(names & {"x-amz-trailer", "x-amz-checksum-sha256"}) == checked
+    assert ("content-length" in names) == (not checked or endpoint_url.startswith("http:"))

@@ -4,6 +4,7 @@ import pytest
 from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     IncompleteReadError,
     NoCredentialsError,
@@ -36,7 +37,10 @@ from worker.storage.store import (
         ("RequestTimeout", 400, StoreUnavailable),
         ("SlowDown", 503, StoreUnavailable),
         (None, 500, StoreUnavailable),
+        (None, 507, StoreUnavailable),
+        (None, 522, StoreUnavailable),
         ("NotImplemented", 501, StorageError),
+        (None, 505, StorageError),
         ("EntityTooLarge", 400, StorageError),
         (None, None, StorageError),
     ],
@@ -63,6 +67,7 @@ def test_the_kind_of_an_answer(
         (ReadTimeoutError(endpoint_url="http://store.internal"), StoreUnavailable),
         (IncompleteReadError(actual_bytes=1, expected_bytes=2), StoreUnavailable),
         (NoCredentialsError(), AccessDenied),
+        (CredentialRetrievalError(provider="p", error_msg="at store.internal"), StoreUnavailable),
     ],
 )
 def test_the_kind_of_a_failure_without_an_answer(
