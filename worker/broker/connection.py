@@ -46,6 +46,8 @@ class BrokerAddress:
     def parameters(self, connection_name: str) -> pika.URLParameters:
         """What pika connects with; the broker lists the connection under `connection_name`.
 
+        From now on pika reads whatever headers a message has, in the whole process.
+
         Raises:
             ValueError: the address is not an AMQP one.
         """

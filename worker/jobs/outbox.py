@@ -113,9 +113,10 @@ class OutboxSender:
                 if record.is_delivered():
                     log.info("webhook_already_delivered")
                     return True
-                first = tries == 0 and not delivery.redelivered
-                if first and not record.claim_first_send():
-                    # The broker has this event twice, and the other one is being sent.
+                first = tries == 0 and record.claim_first_send()
+                if tries == 0 and not first:
+                    # The broker has this event twice, and the other one is being sent; or it was
+                    # being sent when its sender went away.
                     self._soon(delivery, 1)
                     return True
             except StorageError as error:

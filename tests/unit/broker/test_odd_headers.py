@@ -47,6 +47,36 @@ def test_a_number_that_is_none_is_none(value):
     assert found.headers == {"number": None, "next": 1}
 
 
+@pytest.mark.parametrize("value", [1e300, -1e300, 2.0**63])
+def test_a_number_that_no_copy_can_carry_is_none(value):
+    def number(raw):
+        return raw.replace(b"l" + struct.pack(">q", 2**40), b"d" + struct.pack(">d", value))
+
+    found = arrived({"number": [2**40], "next": 1}, change=number)
+    assert found.headers == {"number": [None], "next": 1}
+    assert BasicProperties(headers=found.headers).encode()
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda inner: b"A" + struct.pack(">I", len(inner)) + inner,
+        lambda inner: b"F" + struct.pack(">I", len(inner) + 2) + b"\x01a" + inner,
+    ],
+)
+def test_what_lies_too_deep_is_none_and_what_follows_is_read(nest):
+    deep = b"V"
+    for _ in range(5000):
+        deep = nest(deep)
+    table = b"\x01d" + deep + b"\x04nextI" + struct.pack(">i", 1)
+    raw = BasicProperties.FLAG_HEADERS.to_bytes(2) + struct.pack(">I", len(table)) + table
+    found = BasicProperties()
+    found.decode(raw)
+    assert found.headers["next"] == 1
+    assert BasicProperties(headers=found.headers).encode()
+    assert arrived({"again": [[1]]}).headers == {"again": [[1]]}
+
+
 def test_a_time_that_can_be_held_is_read_as_ever():
     assert arrived({"when": THEN}).headers == {"when": THEN}
 

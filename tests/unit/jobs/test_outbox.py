@@ -123,7 +123,11 @@ def test_an_event_that_is_given_up_is_among_the_dead_before_it_counts_as_dealt_w
         out.handle(delivery())
     broker.away = False
     assert out.handle(delivery(redelivered=True))
-    assert [queue for queue, _ in broker.published] == ["model_training.events.dead"]
+    assert out.handle(delivery(tries=1))
+    assert [queue for queue, _ in broker.published] == [
+        "model_training.events.retry.30s",
+        "model_training.events.dead",
+    ]
 
 
 def test_no_report_follows_the_end_though_the_broker_has_the_event_twice(store, broker):
@@ -147,6 +151,20 @@ def test_no_report_follows_the_end_though_the_broker_has_the_event_without_its_r
     assert receiver.journal == ["complete"]
     assert out.handle(delivery(tries=1))
     assert receiver.journal == ["complete"]
+
+
+def test_an_event_that_was_only_given_back_keeps_its_report(store, broker):
+    receiver = Receiver()
+    assert sender(store, broker, receiver).handle(delivery(redelivered=True))
+    assert receiver.journal == ["progress", "complete"]
+
+
+def test_an_event_whose_sender_went_away_waits_for_what_it_may_still_send(store, broker):
+    assert JobRecord(store, "b", "j").claim_first_send()
+    receiver = Receiver()
+    assert sender(store, broker, receiver).handle(delivery(redelivered=True))
+    assert receiver.journal == []
+    assert broker.published == [("model_training.events.retry.30s", 1)]
 
 
 def test_while_the_store_is_away_an_event_waits_as_a_copy_and_nothing_is_sent(store, broker):
