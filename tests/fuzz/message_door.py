@@ -12,6 +12,7 @@ from pika.spec import BasicProperties
 
 from worker.broker.delivery import Delivery
 from worker.contract.base_model import BaseModelEntry
+from worker.contract.captions import MAX_CAPTION
 from worker.contract.errors import MAX_MESSAGE, InvalidJob
 from worker.contract.job import JOB_ID_PATTERN
 from worker.contract.pipe import TrainCommand, parse_command
@@ -60,7 +61,7 @@ class Door:
         try:
             order = self._intake.read(delivery)
         except InvalidJob as error:
-            return self._refused(error, body)
+            return self._refused(error, delivery)
         self._accepted(order)
         return "accepted"
 
@@ -84,12 +85,12 @@ class Door:
         )
         _expect(parse_command(command.line()) == command, "the trainer reads what was meant")
         _expect(0 <= job.seed < 2**63, "the seed is one")
-        _expect(len(job.template_caption()) < 200_000, "a caption has an end")
+        _expect(len(job.template_caption()) <= MAX_CAPTION, "a caption has an end")
 
-    def _refused(self, error: InvalidJob, body: bytes) -> str:
+    def _refused(self, error: InvalidJob, delivery: Delivery) -> str:
         _expect(error.message.isprintable(), "the sentence can be printed")
         _expect(len(error.message) <= MAX_MESSAGE, "the sentence has an end")
-        job_id, result = self._intake.refusal(error, body)
+        job_id, result = self._intake.refusal(error, delivery)
         _expect(re.fullmatch(JOB_ID_PATTERN, job_id), "the id is plain")
         headers: dict[str, Any] = {"x-lora-job-id": job_id, "x-lora-message": error.message[:1000]}
         encoded = b"".join(BasicProperties(headers=headers, message_id=job_id).encode())

@@ -4,6 +4,9 @@ import re
 
 from worker.contract.dataset import CaptionSource
 
+#: Longest caption that a picture is trained with, and that a message may give it, characters.
+MAX_CAPTION = 4000
+
 #: Stands for the trigger word in any caption.
 PLACEHOLDER = "[trigger]"
 
@@ -23,18 +26,25 @@ def with_trigger(caption: str, trigger_word: str | None) -> str:
 
 
 def filled_template(template: str | None, trigger_word: str | None, tags: tuple[str, ...]) -> str:
-    """The caption of a picture that has none of its own; empty without trigger word and tags."""
-    words = ", ".join(tag for tag in tags if tag)
+    """The caption of a picture that has none of its own; empty without trigger word and tags.
+
+    Each step is cut at `MAX_CAPTION` characters: a template may name the tags, and these the
+    trigger word, so often that together they would be gigabytes.
+    """
+    words = ", ".join(tag for tag in tags if tag)[:MAX_CAPTION]
     if not template:
-        return ", ".join(part for part in (trigger_word, words) if part)
+        return ", ".join(part for part in (trigger_word, words) if part)[:MAX_CAPTION]
     filled = template.replace("{trigger}", trigger_word or "").replace("{tags}", words)
-    return " ".join(with_trigger(filled, trigger_word).split())
+    spoken = with_trigger(filled[:MAX_CAPTION], trigger_word)
+    return " ".join(spoken.split())[:MAX_CAPTION]
 
 
 def chosen_caption(
     *, message: str | None, file: str | None, template: str, trigger_word: str | None
 ) -> tuple[str, CaptionSource]:
     """The first caption that exists, its placeholder filled, and where it comes from.
+
+    What is beyond `MAX_CAPTION` characters is cut off, so that a message can give it again.
 
     Args:
         message: what the sender says of the picture.
@@ -43,7 +53,7 @@ def chosen_caption(
         trigger_word: the word that calls the style.
     """
     if message is not None:
-        return with_trigger(message, trigger_word), "message"
+        return with_trigger(message, trigger_word)[:MAX_CAPTION], "message"
     if file is not None:
-        return with_trigger(file, trigger_word), "file"
-    return template, "template" if template else "none"
+        return with_trigger(file, trigger_word)[:MAX_CAPTION], "file"
+    return template[:MAX_CAPTION], "template" if template else "none"

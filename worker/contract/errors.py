@@ -60,6 +60,7 @@ class InvalidJob(JobError):  # noqa: N818 - named as the contract names it
         style_id: the message's style, where it could be read.
         webhook_base: where to say so, where it could be read.
         job_id: the identity, where it could be read.
+        id_is_digest: the message named none, and this is the digest of its body.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class InvalidJob(JobError):  # noqa: N818 - named as the contract names it
         style_id: int | None = None,
         webhook_base: str | None = None,
         job_id: str | None = None,
+        id_is_digest: bool = False,
     ) -> None:
         named = [
             f"{printable(field, _FIELD)}: {printable(what, _CLAUSE)}"
@@ -84,3 +86,4 @@ class InvalidJob(JobError):  # noqa: N818 - named as the contract names it
         self.style_id = style_id
         self.webhook_base = webhook_base
         self.job_id = job_id
+        self.id_is_digest = id_is_digest

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
 from worker.contract.bounds import MAX_DEPTH, MAX_NAME, is_deep, too_many
-from worker.contract.captions import filled_template
+from worker.contract.captions import MAX_CAPTION, filled_template
 from worker.contract.errors import InvalidJob
 from worker.contract.other_names import document_other_names
 from worker.contract.parameters import TrainingParameters
@@ -32,6 +32,9 @@ _IGNORED_NAMED = 20
 
 #: Longest webhook address, characters.
 _MAX_WEBHOOK_URL = 2048
+
+#: Longest tag, characters.
+_MAX_TAG = 500
 
 #: Largest number that a database keeps as a key.
 _MAX_STYLE_ID = 2**63 - 1
@@ -58,7 +61,7 @@ class ImageReference(BaseModel):
     )
     caption: str | None = Field(
         None,
-        max_length=4000,
+        max_length=MAX_CAPTION,
         description="What the picture shows; [trigger] stands for the trigger word.",
     )
 
@@ -69,6 +72,9 @@ class ImageReference(BaseModel):
             raise ValueError(f"{value[:100]!r} must start with one of {', '.join(_SCHEMES)}")
         return value
 
+
+#: One word, or a few, of a caption template.
+_Tag = Annotated[str, Field(max_length=_MAX_TAG)]
 
 _Picture = Annotated[str, Field(max_length=4096, json_schema_extra=_ADDRESS)] | ImageReference
 _Pictures = Annotated[list[_Picture], Field(min_length=1)]
@@ -107,7 +113,7 @@ class TrainingJob(BaseModel):
         description="Base URL of the backend; cut off from /api/webhooks/ on.",
     )
     trigger_word: str | None = Field(None, max_length=100, description="Word that calls the style.")
-    tags: tuple[str, ...] = Field((), max_length=100, description="Words of the caption template.")
+    tags: tuple[_Tag, ...] = Field((), max_length=100, description="Words of the caption template.")
     caption_template: str | None = Field(
         None,
         max_length=1000,
@@ -226,7 +232,7 @@ def parse_message(
     if job is not None:
         problems += picture_conflicts(job.parameters, len(job.images), len(job.class_images))
     if problems or job is None:
-        raise _invalid(problems, fields)
+        raise _invalid(problems, fields, id_is_digest=id_is_digest)
     return ParsedMessage(
         job=job,
         id_is_digest=id_is_digest,
@@ -272,7 +278,7 @@ def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     ignored = [name for name in payload if name not in known | envelope]
     data = payload.get("data")
     if isinstance(data, dict):
-        flat = {**payload, **data}
+        flat = payload | {name: value for name, value in data.items() if value is not None}
         ignored += [f"data.{name}" for name in data if name not in known]
     named = [printable(name, MAX_NAME) for name in ignored[:_IGNORED_NAMED]]
     if len(ignored) > _IGNORED_NAMED:
@@ -280,13 +286,16 @@ def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     return {k: v for k, v in flat.items() if k in known}, tuple(named)
 
 
-def _invalid(problems: list[tuple[str, str]], fields: dict[str, Any]) -> InvalidJob:
+def _invalid(
+    problems: list[tuple[str, str]], fields: dict[str, Any], *, id_is_digest: bool
+) -> InvalidJob:
     style, url, job_id = fields.get("style_id"), _first_url(fields), fields.get("job_id")
     return InvalidJob(
         problems,
         style_id=style if type(style) is int and 0 < style <= _MAX_STYLE_ID else None,
         webhook_base=webhook_base(url) if url else None,
         job_id=job_id if isinstance(job_id, str) and re.fullmatch(JOB_ID_PATTERN, job_id) else None,
+        id_is_digest=id_is_digest,
     )
 
 

@@ -105,10 +105,16 @@ class Intake:
             nameless=parsed.id_is_digest,
         )
 
-    def refusal(self, error: InvalidJob, body: bytes) -> tuple[str, Result | None]:
-        """The id of a refused message, and the failure to record where somebody can be told."""
-        digest = hashlib.sha256(body).hexdigest()
+    def refusal(self, error: InvalidJob, delivery: Delivery) -> tuple[str, Result | None]:
+        """The id of a refused message, and the failure to record where somebody can be told.
+
+        Raises:
+            StorageError: its identity could not be looked up.
+        """
+        digest = hashlib.sha256(delivery.body).hexdigest()
         job_id = error.job_id or f"sha256-{digest[:40]}"
+        if error.id_is_digest:
+            job_id = self._run(job_id, delivery)
         base = self._webhook_base_url or error.webhook_base
         if error.style_id is None or base is None or not self._allow_list.allows(base):
             return job_id, None
@@ -117,19 +123,23 @@ class Intake:
         )
 
     def _identified(self, parsed: ParsedMessage, delivery: Delivery) -> TrainingJob:
-        """The job under its run's id.
-
-        A body without any id is a new run each time it is published after its last run ended:
-        digest, digest-2, digest-3, …
-        """
+        """The job under its run's id."""
         if not parsed.id_is_digest:
             return parsed.job
-        digest, run = parsed.job.job_id, 1
+        return parsed.job.model_copy(update={"job_id": self._run(parsed.job.job_id, delivery)})
+
+    def _run(self, digest: str, delivery: Delivery) -> str:
+        """The id of the run that a message without any id is for.
+
+        Its body is a new run each time it is published after its last run ended: digest, digest-2,
+        digest-3, …
+        """
+        run = 1
         while self._record(_run_id(digest, run)).result() is not None:
             run += 1
         if delivery.came_back and run > 1 and self._record(_run_id(digest, run)).lease() is None:
             run -= 1
-        return parsed.job.model_copy(update={"job_id": _run_id(digest, run)})
+        return _run_id(digest, run)
 
     def _receiver(self, job: TrainingJob) -> str | None:
         base = self._webhook_base_url or job.webhook_url

@@ -198,7 +198,7 @@ class JobRunner:
 
     def _refuse(self, error: InvalidJob, held: HeldDelivery) -> None:
         """Dead-letter, record, and tell the sender where that is possible."""
-        held.job_id, result = self._intake.refusal(error, held.delivery.body)
+        held.job_id, result = self._intake.refusal(error, held.delivery)
         with structlog.contextvars.bound_contextvars(job_id=held.job_id, style_id=error.style_id):
             log.warning("job_refused", reason=error.message)
             record = self._record(held.job_id)

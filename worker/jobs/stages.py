@@ -121,7 +121,7 @@ class StageRunner:
                 + ".",
                 transient=all(problem.transient for problem in problems),
             )
-        return [_captioned(job, image) for image in found if isinstance(image, FetchedImage)]
+        return _captioned(job, [image for image in found if isinstance(image, FetchedImage)])
 
     def _fetch(
         self, job: TrainingJob, folder: Path, should_stop: Callable[[], bool]
@@ -158,7 +158,8 @@ class StageRunner:
         def on_event(event: Event) -> None:
             match event:
                 case StageEvent() if event.status == "ended":
-                    claimed.stage_seconds[event.stage] = event.seconds
+                    before = claimed.stage_seconds.get(event.stage, 0.0)  # it may wait twice
+                    claimed.stage_seconds[event.stage] = before + event.seconds
                     log_stage(event)
                 case StageEvent():
                     claimed.on_event(event)
@@ -224,22 +225,29 @@ def log_stage(event: StageEvent) -> None:
     )
 
 
-def _captioned(job: TrainingJob, image: FetchedImage) -> ImageFile:
-    """A fetched picture with the words that it is trained with."""
-    _, sent = job.wanted_images[image.index]
-    caption, source = chosen_caption(
-        message=sent,
-        file=image.caption if sent is None else None,
-        template=job.template_caption(),
-        trigger_word=job.trigger_word,
-    )
-    return ImageFile(
-        index=image.index,
-        path=str(image.path),
-        source=image.url,
-        caption=caption,
-        caption_source=source,
-    )
+def _captioned(job: TrainingJob, images: Sequence[FetchedImage]) -> list[ImageFile]:
+    """The fetched pictures, each with the words that it is trained with."""
+    # Filled once: a thousand pictures share one text, and none costs the time to fill it.
+    template, wanted = job.template_caption(), job.wanted_images
+    files = []
+    for image in images:
+        _, sent = wanted[image.index]
+        caption, source = chosen_caption(
+            message=sent,
+            file=image.caption if sent is None else None,
+            template=template,
+            trigger_word=job.trigger_word,
+        )
+        files.append(
+            ImageFile(
+                index=image.index,
+                path=str(image.path),
+                source=image.url,
+                caption=caption,
+                caption_source=source,
+            )
+        )
+    return files
 
 
 def _unless_drained(

@@ -93,6 +93,19 @@ def test_an_invalid_job_that_is_published_again_is_told_once(site):
     assert len(site.journal(message["job_id"])) == 1
 
 
+def test_an_invalid_body_without_an_id_is_told_each_time_it_is_published(site):
+    body = site.message(image_urls=[])
+    del body["job_id"]
+    with site.worker() as worker:
+        for run in (1, 2):
+            site.publish(body)
+            worker.wait_for_log("job_committed", run)
+            eventually(lambda run=run: len(site.receiver.journal) == run, "its sender is told")
+    ids = [one.json["job_id"] for one in site.receiver.journal]
+    assert ids[1] == ids[0] + "-2"
+    assert site.queue_sizes("model_training.dead") == [2]
+
+
 def test_a_webhook_host_that_is_not_allowed_gets_nothing_and_never_the_token(site):
     with Receiver() as stranger:
         message = site.message(webhook_url=stranger.url)

@@ -143,6 +143,7 @@ def test_a_body_that_is_not_a_json_object_is_refused(body, says):
         ({"image_urls": "s3://b/a.jpg"}, "image_urls", "valid tuple"),
         ({"image_urls": ["ftp://b/a.jpg"]}, "image_urls.0.url", "must start with one of s3://"),
         ({"type": "something_else"}, "type", "must be 'model_training'"),
+        ({"tags": ["ink", "x" * 501]}, "tags.1", "at most 500 characters"),
         ({"job_id": "../../etc"}, "job_id", "match pattern"),
         ({"parameters": {"rank": 0}}, "parameters.rank", "greater than or equal to 1, found 0"),
         ({"parameters": {"rank": 257}}, "parameters.rank", "less than or equal to 256"),
@@ -306,3 +307,17 @@ def test_a_key_that_no_database_holds_is_not_told_to_anybody():
     with pytest.raises(InvalidJob) as caught:
         parse({**FLAT, "style_id": 2**63})
     assert caught.value.style_id is None
+
+
+def test_a_null_in_the_envelope_hides_nothing_beside_it():
+    data = {**ENVELOPED["data"], "webhook_url": None, "task_id": None}
+    job = parse({**ENVELOPED, "data": data}).job
+    assert job.job_id == ENVELOPED["task_id"]
+    assert job.webhook_url == "https://api.example.com"
+
+
+def test_a_refused_message_says_whether_its_id_is_its_own():
+    for message, own in (({**FLAT, "job_id": "j"}, True), (FLAT, False)):
+        with pytest.raises(InvalidJob) as caught:
+            parse({**message, "image_urls": []})
+        assert caught.value.id_is_digest != own

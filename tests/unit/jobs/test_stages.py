@@ -212,6 +212,18 @@ def test_each_picture_comes_with_its_caption_and_where_that_is_from(stages, stor
     ]
 
 
+def test_the_template_is_filled_once_a_job_and_all_pictures_share_its_words(
+    stages, store, tmp_path, mocker
+):
+    plain = claimed(store, tmp_path, images=("a.jpg", "b.jpg", "c.jpg"))
+    job = replace(plain, job=plain.job.model_copy(update={"tags": ("ink", "night")}))
+    filled = mocker.spy(TrainingJob, "template_caption")
+    slot = FinishingSlot()
+    stages.train(job, slot)
+    assert [image.caption for image in slot.command.images] == ["ink, night"] * 3
+    assert filled.call_count == 1
+
+
 def test_a_full_disk_is_said_with_its_numbers(stages, store, tmp_path, mocker):
     mocker.patch("worker.jobs.stages.shutil.disk_usage", return_value=mocker.Mock(free=2**20))
     with pytest.raises(JobError, match="1 MiB free and needs 512") as caught:
