@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.contract.dataset import PictureReport
 from worker.contract.job import TrainingJob
-from worker.contract.manifest import MANIFEST_FILE, Manifest, TrainedPicture
+from worker.contract.manifest import MANIFEST_FILE, BaseModelName, Manifest, TrainedPicture
 from worker.contract.pipe import FinishedEvent
 from worker.storage.images import FetchedImage, ImageFetcher
 
@@ -31,7 +31,7 @@ class Comparison:
     Attributes:
         different: names of adapter files that are not the same, or are in one of them alone.
         same: names of adapter files that are.
-        because: what else was not the same: versions, device, plan.
+        because: what else was not the same: versions, device, plan, base model.
     """
 
     different: tuple[str, ...]
@@ -152,6 +152,7 @@ def _circumstances(before: Manifest, now: Manifest) -> tuple[str, ...]:
         plan = one.metadata.get("plan", {})
         of_class = "".join(picture.sha256 for picture in one.class_pictures)
         return {**one.environment, **one.versions} | {
+            "base model": _identity(one.base_model),
             "class pictures": hashlib.sha256(of_class.encode()).hexdigest()[:12],
             "precision": one.metadata.get("mixed_precision"),
             "jobs in a pass": one.metadata.get("packing", {}).get("mean_company", 1.0),
@@ -164,6 +165,14 @@ def _circumstances(before: Manifest, now: Manifest) -> tuple[str, ...]:
         for name in {**was, **there_is}
         if was.get(name) != there_is.get(name)
     )
+
+
+def _identity(base: BaseModelName) -> str:
+    """Where the base came from, its revision and its variant, as far as a manifest says it."""
+    location = base.hub_id or f"{base.name} (a folder)"
+    revision = f"revision {base.revision}" if base.revision else ""
+    variant = f"variant {base.variant}" if base.variant else ""
+    return ", ".join(part for part in (location, revision, variant) if part)
 
 
 def _changed(picture: TrainedPicture | PictureReport, sha256: str) -> str:

@@ -61,7 +61,7 @@ def line_chart(
     """Draw named curves of finite points on common axes; None where there is nothing to draw.
 
     Args:
-        curves: each a name and its points, x ascending.
+        curves: each a name and its points, x ascending: steps, of which only whole ones are marked.
         width: of the whole, pixels.
         height: of the whole, pixels.
         dotted: mark each point.
@@ -79,7 +79,7 @@ def line_chart(
         y = bottom - (point[1] - y_low) / (y_high - y_low) * (bottom - _TOP)
         return round(x, 1), round(y, 1)
 
-    x_values = [x for x in _nice_ticks(x_low, x_high, most=width / 90) if x_low <= x <= x_high]
+    x_values = _nice_ticks(x_low, x_high, most=width / 90, whole=True)
     step = y_values[1] - y_values[0]
     return Chart(
         width=width,
@@ -88,7 +88,9 @@ def line_chart(
         right=right,
         top=_TOP,
         bottom=bottom,
-        x_ticks=tuple(Tick(place((x, y_low))[0], f"{x:,.0f}") for x in x_values),
+        x_ticks=tuple(
+            Tick(place((x, y_low))[0], f"{x:,.0f}") for x in x_values if x_low <= x <= x_high
+        ),
         y_ticks=tuple(Tick(place((x_low, y))[1], _label(y, step)) for y in y_values),
         lines=tuple(
             Line(
@@ -134,11 +136,20 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low - margin, high + margin) if margin > _FLAT else (low - 1, high + 1)
 
 
-def _nice_ticks(low: float, high: float, most: float) -> list[float]:
-    """About `most` round numbers, the first not above `low`, the last not below `high`."""
+def _nice_ticks(low: float, high: float, most: float, *, whole: bool = False) -> list[float]:
+    """About `most` round numbers, the first not above `low`, the last not below `high`.
+
+    With `whole` they are whole numbers.
+    """
     raw = (high - low) / max(1.0, most)
+    if whole:
+        raw = max(1.0, raw)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    step = next(
+        step
+        for step in (factor * power for factor in (1, 2, 2.5, 5, 10))
+        if step >= raw * 0.999 and (step.is_integer() or not whole)
+    )
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from worker.contract.manifest import Manifest
-from worker.report.outcome import outcome, size_of_training
+from worker.report.outcome import outcome, pictures_trained_on, size_of_training
 from worker.report.snippets import KOHYA_FILE, diffusers_snippet, kohya_readers
 
 #: Tags that diffusers' own script for LoRA adapters writes, of each family.
@@ -66,7 +66,7 @@ def _body(manifest: Manifest) -> str:
                 ("rank, alpha", f"{facts.get('lora_rank')}, {facts.get('lora_alpha')}"),
                 ("learning rate", facts.get("learning_rate")),
                 ("steps", facts.get("training_steps")),
-                ("pictures", len(manifest.inputs)),
+                ("pictures", pictures_trained_on(manifest)),
                 ("resolution", facts.get("resolution")),
                 ("precision", facts.get("mixed_precision")),
                 ("seed", manifest.seed),

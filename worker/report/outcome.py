@@ -29,15 +29,22 @@ def _share(change: float) -> str:
     return f"{sign}{abs(change) * 100:.1f} %"
 
 
+def pictures_trained_on(manifest: Manifest) -> str:
+    """`12`; `8 of 10` where the others were held out."""
+    usable = len(manifest.inputs)
+    count = manifest.metadata.get("plan", {}).get("pictures", usable)
+    return f"{count:,}" if count == usable else f"{count:,} of {usable:,}"
+
+
 def size_of_training(manifest: Manifest) -> str:
     """`trained on 12 pictures for 1,200 steps in 3 min 20 s`.
 
     Of a training that was interrupted nobody knows how long all of its steps took.
     """
-    count = len(manifest.inputs)
     steps = manifest.metadata.get("training_steps")
     seconds = manifest.stage_seconds.get("training")
-    text = f"trained on {count} picture{'' if count == 1 else 's'}"
+    plural = "" if len(manifest.inputs) == 1 else "s"
+    text = f"trained on {pictures_trained_on(manifest)} picture{plural}"
     if steps:
         text += f" for {steps:,} step{'' if steps == 1 else 's'}"
     if seconds is None or manifest.metadata.get("resumed"):

@@ -13,7 +13,13 @@ from worker.contract.dataset import PictureReport, counts
 from worker.contract.manifest import METRICS_FILE, Manifest, Preview
 from worker.report.chart import Chart, Point, line_chart, smoothed, thinned
 from worker.report.embedded import fitting_pictures, thumbnails
-from worker.report.outcome import duration, outcome, size, size_of_training
+from worker.report.outcome import (
+    duration,
+    outcome,
+    pictures_trained_on,
+    size,
+    size_of_training,
+)
 from worker.report.snippets import snippets
 
 #: Bytes of the page that pictures may take; the rest of it is some tens of kilobytes.
@@ -103,13 +109,14 @@ def report_page(manifest: Manifest, folder: Path, thumbnail_folder: Path) -> str
         stages=_stages(manifest.stage_seconds),
         machine=_machine(manifest),
         parameters=_settings(manifest),
+        again=_again(manifest),
     )
 
 
 def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
     facts = manifest.metadata
     tiles = [
-        ("pictures", f"{len(manifest.inputs):,}"),
+        ("pictures", pictures_trained_on(manifest)),
         ("steps", f"{facts.get('training_steps', 0):,}"),
         ("rank · alpha", f"{facts.get('lora_rank')} · {facts.get('lora_alpha', 0):g}"),
         ("resolution", f"{facts.get('resolution')} px"),
@@ -238,6 +245,26 @@ def _machine(manifest: Manifest) -> list[tuple[str, str]]:
         rows["GPU memory, peak"] = size(memory.peak)
         rows["GPU memory, reserved at the end"] = size(memory.reserved)
     return list(rows.items())
+
+
+def _again(manifest: Manifest) -> str:
+    """What comes out when the manifest is trained again, by itself and in one piece."""
+    facts, because = manifest.metadata, []
+    if facts.get("packing", {}).get("mean_company", 1.0) > 1:
+        because.append("it shared passes with other jobs")
+    if facts.get("resumed_exactly") is False:
+        why = facts.get("resumed_inexactly_because")
+        which = f" ({why})" if why else ""
+        because.append(f"it did not go on exactly as it was when it was interrupted{which}")
+    if not because:
+        return (
+            "With the manifest beside this page, on the same kind of machine, the same file comes "
+            "out, bit for bit."
+        )
+    return (
+        "The manifest beside this page trains it again, but the file differs by rounding, because "
+        f"{' and '.join(because)}."
+    )
 
 
 def _settings(manifest: Manifest) -> list[tuple[str, str]]:

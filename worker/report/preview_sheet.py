@@ -1,6 +1,7 @@
 """All previews on one picture: a row a prompt, each seed from before to after."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -16,41 +17,57 @@ _TEXT = 14
 
 _PAPER, _INK, _FAINT = "#ffffff", "#1d1d1b", "#6f6f69"
 
+#: What stands in one column: a seed, and the step that its pictures were drawn at.
+_Column = tuple[int, float]
+
+#: Places of the base model alone and of the finished adapter among the steps.
+_BEFORE, _AFTER = -1.0, math.inf
+
 
 def draw_sheet(previews: Sequence[Preview], folder: Path, target: Path) -> None:
-    """Draw `previews`, whose files lie in `folder`, and save them as PNG to `target`."""
+    """Draw `previews`, whose files lie in `folder`, and save them as PNG to `target`.
+
+    Each picture stands below its own heading. A row without a picture there has a blank.
+    """
     rows = [(prompt, list(row)) for prompt, row in groupby(previews, key=lambda p: p.prompt)]
     with Image.open(folder / previews[0].after) as first:
         cell = min(_CELL, max(_SMALLEST, *first.size))
-    heads = max((_heads(row) for _, row in rows), key=len)
-    columns = len(heads)
-    width = max(_GAP + columns * (cell + _GAP), 2 * (_CELL + _GAP))
+    several = any(len(row) > 1 for _, row in rows)
+    columns = sorted({column for preview in previews for column, _ in _cells(preview, several)})
+    lefts = {column: _GAP + place * (cell + _GAP) for place, column in enumerate(columns)}
+    width = max(_GAP + len(columns) * (cell + _GAP), 2 * (_CELL + _GAP))
     height = _GAP + _LINE + len(rows) * (_LINE + cell + _GAP)
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
-    for column, word in enumerate(heads):
-        head = _fitting(word, cell, font)
-        pen.text((_GAP + column * (cell + _GAP), _GAP), head, fill=_FAINT, font=font)
+    for column, left in lefts.items():
+        head = _fitting(_head(column, several), cell, font)
+        pen.text((left, _GAP), head, fill=_FAINT, font=font)
     top = _GAP + _LINE
     for prompt, row in rows:
         line = _fitting(prompt or "(no prompt)", width - 2 * _GAP, font)
         pen.text((_GAP, top), line, fill=_INK, font=font)
-        for column, name in enumerate(file for preview in row for file in preview.files):
+        for column, name in (found for preview in row for found in _cells(preview, several)):
             with Image.open(folder / name) as picture:
                 shown = ImageOps.contain(picture.convert("RGB"), (cell, cell))
-            sheet.paste(shown, (_GAP + column * (cell + _GAP), top + _LINE))
+            sheet.paste(shown, (lefts[column], top + _LINE))
         top += _LINE + cell + _GAP
     sheet.save(target, "PNG", optimize=True)
 
 
-def _heads(row: Sequence[Preview]) -> list[str]:
-    """What stands above the pictures of a prompt."""
-    words = [
-        (word, preview.seed)
-        for preview in row
-        for word in ("before", *(f"step {picture.step:,}" for picture in preview.along), "after")
-    ]
-    return [f"{word} · seed {seed}" if len(row) > 1 else word for word, seed in words]
+def _cells(preview: Preview, several: bool) -> Iterator[tuple[_Column, str]]:
+    """The column of each picture; seeds have their own where some prompt has `several`."""
+    seed = preview.seed if several else 0
+    yield (seed, _BEFORE), preview.before
+    for picture in preview.along:
+        yield (seed, picture.step), picture.file
+    yield (seed, _AFTER), preview.after
+
+
+def _head(column: _Column, several: bool) -> str:
+    """What stands above a column."""
+    seed, step = column
+    word = {_BEFORE: "before", _AFTER: "after"}.get(step) or f"step {step:,}"
+    return f"{word} · seed {seed}" if several else word
 
 
 def _fitting(text: str, width: float, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

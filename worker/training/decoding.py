@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageCms import ImageCmsTransform
 
+from worker.training.colour_profile import to_srgb
 from worker.training.framing import Cut, Framing, Size, cut_at
 from worker.training.jpeg_scans import MAX_SCANS, count_scans
 
@@ -50,6 +52,17 @@ _UPRIGHT = 1
 #: Orientations in which the file's picture runs from the right, or from below, to what is upright.
 _FROM_THE_RIGHT = (2, 3, 6, 7)
 _FROM_BELOW = (3, 4, 7, 8)
+
+#: What turns the picture in the file upright, by its orientation.
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 #: Longest side of what is kept of a whole picture, pixels.
 WHOLE_SIDE = 256
@@ -150,7 +163,8 @@ def decode(image: Image.Image, framing: Framing, places: Sequence[float]) -> Dec
     """
     kind = image.format or ""
     width, height = image.size
-    changes = _made_plain(image)
+    colours = to_srgb(image)
+    changes = _made_plain(image, recoloured=colours is not None)
     wanted = int(framing.longest * _REDUCING_GAP)
     drafted = image.draft(None, (wanted, wanted))
     # In pixels of `image` as it is decoded; a last column that is only partly there counts so.
@@ -164,9 +178,7 @@ def decode(image: Image.Image, framing: Framing, places: Sequence[float]) -> Dec
     raster = size[::-1] if lying else size
     larger = min(have / (want * _REDUCING_GAP) for have, want in zip(extent, raster, strict=True))
     factor = max(1, int(larger))
-    small = _rgb(image, factor)
-    # Where the file says how the camera was held.
-    small.info = image.info
+    small = _small(image, factor, colours.input_mode if colours else "RGB")
     reduced = (extent[0] / factor, extent[1] / factor)
     places = _distinct(places, reduced, raster)
     wide = upright[0] * size[1] > upright[1] * size[0]
@@ -183,32 +195,45 @@ def decode(image: Image.Image, framing: Framing, places: Sequence[float]) -> Dec
     whole.thumbnail((WHOLE_SIDE, WHOLE_SIDE))
     return Decoded(
         format=kind,
-        parts=tuple(_upright(part, small.info) for part in parts),
+        parts=tuple(_finished(part, colours, orientation) for part in parts),
         cuts=tuple(cut_at(upright, size, place) for place in places),
-        whole=_upright(whole, small.info),
+        whole=_finished(whole, colours, orientation),
         width=upright[0],
         height=upright[1],
         changes=tuple(changes),
     )
 
 
-def _made_plain(image: Image.Image) -> "list[Change]":
+def _made_plain(image: Image.Image, *, recoloured: bool) -> "list[Change]":
     """What is done to a picture before it is cut, so that it is one upright RGB picture."""
     found: dict[Change, bool] = {
         "rotated": _orientation(image) != _UPRIGHT,
-        "converted": image.mode != "RGB" or "transparency" in image.info,
+        "converted": image.mode != "RGB" or "transparency" in image.info or recoloured,
         "first_frame": _moves(image),
     }
     return [change for change, done in found.items() if done]
 
 
 def _orientation(image: Image.Image) -> int:
-    return int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+    """How the camera was held, 1 … 8; upright where the file does not say so readably."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
+    except MemoryError:
+        raise
+    except Exception:
+        # What is written beside the picture is damaged; the picture need not be.
+        return _UPRIGHT
+    return found if isinstance(found, int) and found in _TURN else _UPRIGHT
 
 
-def _upright(image: Image.Image, info: dict[str | tuple[int, int], object]) -> Image.Image:
-    image.info = dict(info)
-    return ImageOps.exif_transpose(image)
+def _finished(
+    image: Image.Image, colours: ImageCmsTransform | None, orientation: int
+) -> Image.Image:
+    """A part upright and in sRGB. Whole pictures are too large to have their colours changed."""
+    if colours is not None:
+        image = colours.apply(image)
+    turn = _TURN.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _moves(image: Image.Image) -> bool:
@@ -238,15 +263,16 @@ def _box(
     return left, top, left + width, top + height
 
 
-def _rgb(image: Image.Image, factor: int) -> Image.Image:
-    """`image` in RGB, each `factor` × `factor` pixels averaged to one."""
+def _small(image: Image.Image, factor: int, mode: str) -> Image.Image:
+    """`image` in RGB, or left in CMYK, each `factor` × `factor` pixels averaged to one."""
     width, height = image.size
     brightest = _brightest(image)
     rows = factor * max(1, _STRIP_PIXELS // (width * factor))
-    small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    small = Image.new(mode, (-(-width // factor), -(-height // factor)))
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(height, top + rows)))
-        small.paste(_to_rgb(strip, brightest).reduce(factor), (0, top // factor))
+        plain = strip if mode == "CMYK" else _to_rgb(strip, brightest)
+        small.paste(plain.reduce(factor), (0, top // factor))
     return small
 
 

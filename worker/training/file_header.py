@@ -5,6 +5,7 @@ Nothing here depends on when, where or under which id the job ran: equal adapter
 
 import base64
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from io import BytesIO
@@ -13,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from worker.contract.pipe import TrainCommand
+from worker.training.plan import steps_asked_for
 from worker.training.step import Lesson
 
 #: Tags of the captions that are counted in a header, the most frequent ones.
@@ -24,25 +26,32 @@ _THUMBNAIL_QUALITY = 80
 
 
 def training_facts(
-    command: TrainCommand, lesson: Lesson, captions: Iterable[str]
+    command: TrainCommand, lesson: Lesson, captions: Iterable[str], *, step: int
 ) -> dict[str, str]:
     """What `export_adapter` is told of the training: each a `ss_<name>` as kohya's trainer has it.
+
+    There `ss_steps` and `ss_epoch` are of the saved weights, `ss_max_train_steps` and
+    `ss_num_epochs` of the job as it was planned (kohya-ss/sd-scripts, `train_network.py`,
+    `save_model`). `ss_epoch` counts the passes begun by then, as kohya's does in the end; kohya's
+    counts the finished ones where weights are saved within a pass.
 
     Args:
         command: the job.
         lesson: the plan and the data.
         captions: of the pictures that were trained on.
+        step: optimizer steps after which the adapter was as it is exported.
     """
     rules, plan = command.parameters, lesson.plan
+    planned = steps_asked_for(rules, plan.steps_per_epoch)
     facts = {
         "learning_rate": rules.learning_rate,
         "lr_scheduler": rules.lr_scheduler,
         "lr_warmup_steps": rules.lr_warmup_steps,
         "optimizer": rules.optimizer,
-        "num_epochs": plan.total_epochs,
-        "epoch": plan.total_epochs,
-        "steps": plan.total_steps,
-        "max_train_steps": plan.total_steps,
+        "num_epochs": math.ceil(planned / plan.steps_per_epoch),
+        "epoch": plan.epoch_of(step),
+        "steps": step,
+        "max_train_steps": planned,
         "num_train_images": plan.pictures,
         "total_batch_size": rules.train_batch_size * rules.gradient_accumulation_steps,
         "gradient_accumulation_steps": rules.gradient_accumulation_steps,

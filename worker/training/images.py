@@ -75,6 +75,7 @@ class Pictures:
         on_bad_image: Literal["skip", "fail"],
         *,
         thumbnails: Path | None = None,
+        after: "Pictures | None" = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -83,11 +84,18 @@ class Pictures:
             framing: how they are cut; a number is the side of a square in the middle, pixels.
             on_bad_image: whether a picture that cannot be used is left out or ends the job.
             thumbnails: an existing folder for a small JPEG of each usable picture.
+            after: those of the job that are read before these, and are counted first.
         """
         self._files, self._on_bad_image, self._thumbnails = files, on_bad_image, thumbnails
         self._framing = square(framing) if isinstance(framing, int) else framing
+        self._after = after
         self.good: list[Picture] = []
         self.bad: list[BadPicture] = []
+
+    @property
+    def captions(self) -> list[str]:
+        """What the usable ones show, in the job's order."""
+        return [picture.file.caption for picture in self.good]
 
     def __iter__(self) -> Iterator[tuple[Picture, torch.Tensor]]:
         """Read them; gives each usable picture with its pixels, as `read_picture` does.
@@ -99,7 +107,9 @@ class Pictures:
         with DecoderProcess() as decoder:
             for file in self._files:
                 with aside():
-                    found = read_picture(file, self._framing, self._thumbnails, decoder.decode)
+                    found = read_picture(
+                        file, self._framing, self._thumbnails, decoder.decode, number=self._next
+                    )
                 if isinstance(found, BadPicture):
                     self.bad.append(found)
                     continue
@@ -109,6 +119,11 @@ class Pictures:
                     yield found
         if self._lost or not self.good:
             raise self._refusal()
+
+    @property
+    def _next(self) -> int:
+        """The number of the next picture among all usable ones, which a manifest is of."""
+        return len(self.good) + (len(self._after.good) if self._after else 0)
 
     @property
     def _lost(self) -> bool:
@@ -134,13 +149,16 @@ def read_picture(
     framing: Framing,
     thumbnails: Path | None = None,
     decode: Decode = decode_file,
+    *,
+    number: int = 0,
 ) -> tuple[Picture, torch.Tensor] | BadPicture:
     """Read one file: the picture and its pixels, fp32 in [-1, 1]; or what is wrong.
 
-    The pixels are `[3, H, W]`; `[K, 3, H, W]` where K different parts of it are wanted.
+    The pixels are `[3, H, W]`; `[K, 3, H, W]` where K different parts of it are wanted. Where these
+    lie follows from the `number` of the picture among the usable ones.
     """
     try:
-        found = decode(file.path, framing, places(framing, file.index))
+        found = decode(file.path, framing, places(framing, number))
     except BadFile as error:
         return BadPicture(file, str(error))
     with Path(file.path).open("rb") as content:

@@ -116,7 +116,10 @@ def run_job(
             with _stage("training", report, device, clock, plan=asdict(lesson.plan)):
                 training = Training(command, model, lesson, report, ranks, seat)
                 resumed = training.resume()
-                previews = previews_of(command, model, training.trainee, lesson, should_stop)
+                captions = material.pictures.captions
+                previews = previews_of(
+                    command, model, training.trainee, lesson, captions, should_stop
+                )
                 reason = training.run(should_stop, previews.along)
                 place.close()
                 if reason:
@@ -215,26 +218,37 @@ def _export(
 ) -> list[Path]:
     """The adapter's files, written and loaded back; the best one, and the last beside it."""
     folder, best = Path(command.output_dir), trainee.validation.best
-    captions = [picture.file.caption for picture in pictures.good]
+    captions = [
+        picture.file.caption
+        for index, picture in enumerate(pictures.good)
+        if index not in lesson.held_out
+    ]
+    export = functools.partial(_export_this, command, trainee, lesson, captions)
     kept = trainee.validation.best_weights
     if not kept or best is None or best[0] == trainee.step:
-        return _export_this(command, trainee, lesson, captions, folder)
+        return export(trainee.step, folder)
     with tempfile.TemporaryDirectory(dir=folder) as other:
-        for_diffusers, *_ = _export_this(command, trainee, lesson, captions, Path(other))
+        for_diffusers, *_ = export(trainee.step, Path(other))
         last = for_diffusers.rename(folder / LAST_FILE)
     trainee.put(kept)
-    return [*_export_this(command, trainee, lesson, captions, folder), last]
+    return [*export(best[0], folder), last]
 
 
 def _export_this(
-    command: TrainCommand, trainee: Trainee, lesson: Lesson, captions: list[str], folder: Path
+    command: TrainCommand,
+    trainee: Trainee,
+    lesson: Lesson,
+    captions: list[str],
+    step: int,
+    folder: Path,
 ) -> list[Path]:
+    """The files of the adapter as it is: that of after `step` optimizer steps."""
     adapters = export_adapter(
         trainee.unet,
         folder=folder,
         base_model_name=command.base_model.name,
         trigger_word=command.trigger_word,
-        training=training_facts(command, lesson, captions),
+        training=training_facts(command, lesson, captions, step=step),
         text_encoder=trainee.text_encoder,
     )
     breathe()

@@ -1,6 +1,6 @@
 """Which previews does a job get, and when? Some between its steps, all of them after the export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,13 +53,16 @@ def previews_of(
     model: LoadedBaseModel,
     trainee: Trainee,
     lesson: Lesson,
+    captions: Sequence[str],
     should_stop: Callable[[], object],
 ) -> JobPreviews:
-    """What the job wants drawn; nothing is yet, and what was before an interruption is kept."""
+    """What the job wants drawn; nothing is yet, and what was before an interruption is kept.
+
+    `captions` are those of the pictures that can be used, from which prompts are made.
+    """
     rules = command.parameters
     weights = sum(weight.numel() for weight in trainee.unet.parameters())
     cheap = is_cheap(model.arithmetic.device.type, rules.resolution, weights)
-    captions = [image.caption for image in command.images]
     wanted = previews_wanted(rules, captions, command.trigger_word, cheap=cheap)
     brush = Brush(model, lesson.prediction_type, rules.resolution, trainee.accelerator.autocast)
     along = AlongTheWay(

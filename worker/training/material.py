@@ -1,6 +1,5 @@
 """What a job brings along: its pictures and captions, read, looked at, encoded, some held out."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,9 +72,9 @@ def gather(
     framing = framing_of(rules, command.seed)
     thumbnails = Path(command.output_dir) / THUMBNAILS
     thumbnails.mkdir(parents=True, exist_ok=True)
-    pictures, of_class = (
-        Pictures(files, framing, rules.on_bad_image, thumbnails=thumbnails)
-        for files in (images, class_images)
+    pictures = Pictures(images, framing, rules.on_bad_image, thumbnails=thumbnails)
+    of_class = Pictures(
+        class_images, framing, rules.on_bad_image, thumbnails=thumbnails, after=pictures
     )
     with_prior = rules.with_prior_preservation
     dataset = encode(
@@ -83,7 +82,7 @@ def gather(
         itertools.chain(pictures, of_class if with_prior else ()),
         mirrored=rules.random_flip,
         crops=framing.crops,
-        caption_orders=_orders(command, model),
+        caption_orders=_orders(command, model, pictures),
     )
     rows, class_rows = (
         picture_reports(
@@ -113,11 +112,17 @@ def prior_facts(material: Material) -> dict[str, Any]:
     return {"class_pictures": {**found, "made": bool(material.prior.made)}}
 
 
-def _orders(command: TrainCommand, model: LoadedBaseModel) -> Callable[[str], Sequence[str]]:
-    """The orders of its tags that each caption is trained in."""
+def _orders(
+    command: TrainCommand, model: LoadedBaseModel, pictures: Pictures
+) -> Callable[[str], Sequence[str]]:
+    """The orders of its tags that each caption is trained in, once all pictures are read."""
     rules = command.parameters
     if not rules.shuffle_captions:
         return as_it_is
-    captions = len({image.caption for image in command.images})
-    most = orders_each(captions, text_bytes(model.family, model.unet.config))
-    return functools.partial(caption_orders, seed=command.seed, kept=rules.keep_tokens, most=most)
+    each = text_bytes(model.family, model.unet.config)
+
+    def orders(caption: str) -> Sequence[str]:
+        most = orders_each(len(set(pictures.captions)), each)
+        return caption_orders(caption, seed=command.seed, kept=rules.keep_tokens, most=most)
+
+    return orders

@@ -114,7 +114,7 @@ def make_plan(
     group = batch * parameters.gradient_accumulation_steps
     batches = sum(math.ceil(size / batch) for size in buckets or [pictures])
     per_epoch = math.ceil(batches / parameters.gradient_accumulation_steps)
-    total = parameters.max_train_steps or per_epoch * parameters.num_train_epochs
+    total = steps_asked_for(parameters, per_epoch)
     each = 2 if parameters.with_prior_preservation else 1
     micro_batch, checkpointing = _fitting(
         parameters, memory, math.ceil(batch * each / processes), free_bytes
@@ -141,6 +141,11 @@ def make_plan(
         free_bytes=free_bytes,
         samples_each=each,
     )
+
+
+def steps_asked_for(parameters: TrainingParameters, steps_per_epoch: int) -> int:
+    """Optimizer steps of a job that nothing ends early."""
+    return parameters.max_train_steps or steps_per_epoch * parameters.num_train_epochs
 
 
 def _fitting(

@@ -17,7 +17,7 @@ from worker.training.checkpoint import (
     save_checkpoint,
 )
 from worker.training.environment import environment
-from worker.training.evaluate import PASSES, base_loss, fixed_loss
+from worker.training.evaluate import PASSES, base_loss, fixed_loss, looked_at
 from worker.training.launch import forget_passes
 from worker.training.library_optimizer import package_version
 from worker.training.loop import Interlude, StopReason, train
@@ -149,7 +149,7 @@ class Training:
             "exported_step": step,
             "stopped_early": trainee.step < self._planned_steps,
             "planned_steps": self._planned_steps,
-            "says": in_words(validation.curve, held_out=held_out),
+            "says": in_words(validation.curve, held_out=held_out, looked_at=len(looked_at(lesson))),
         }
         self._log("info", "training_validated", **found)
         return {

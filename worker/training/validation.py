@@ -82,12 +82,13 @@ def thinned(curve: Sequence[Point]) -> list[dict[str, float]]:
     return [{"step": step, "validation_loss": loss} for step, loss in sorted(told)]
 
 
-def in_words(points: Sequence[Point], *, held_out: int) -> str:
+def in_words(points: Sequence[Point], *, held_out: int, looked_at: int) -> str:
     """What the curve says of over-fitting, as one sentence for a person.
 
     Args:
         points: the base model's, of step 0, then the adapter's.
         held_out: how many pictures are held out; with 0 it was measured on some of the others.
+        looked_at: on how many it was measured.
     """
     (_, base), *others = points
     best, last = min(others, key=lambda point: point[1]), others[-1]
@@ -98,6 +99,8 @@ def in_words(points: Sequence[Point], *, held_out: int) -> str:
             "validation_split for that."
         )
     on = "the held-out picture" if held_out == 1 else f"the {held_out} held-out pictures"
+    if looked_at < held_out:
+        on = f"{looked_at} of {on}"
     if best[1] > base * (1 - _EQUAL):
         return (
             f"The training did not help with {on}: the loss on what is not trained on "

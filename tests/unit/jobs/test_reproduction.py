@@ -148,6 +148,25 @@ def test_other_adapters_do_not_and_what_else_differs_is_said(manifest, tmp_path)
     assert "jobs in a pass 5.3 here, 1.0 then" in found.sentence()
 
 
+def test_another_base_model_of_the_same_name_is_said(manifest, tmp_path):
+    base = manifest.base_model
+    for number, (field, value, said) in enumerate(
+        [
+            ("hub_id", "example/other", "base model example/other here, example/stable then"),
+            ("hub_id", None, "base model sd (a folder) here, example/stable then"),
+            ("revision", "abc", "base model example/stable, revision abc here, example/stable"),
+            ("variant", "fp16", "base model example/stable, variant fp16 here, example/stable"),
+        ]
+    ):
+        later = manifest.model_copy(
+            update={"base_model": base.model_copy(update={field: value, "license": "mit"})}
+        )
+        output = tmp_path / str(number)
+        other = ended_with(output, later, **{"lora_weights.safetensors": "3" * 64})
+        [because] = compare(manifest, other, output).because
+        assert because.startswith(said)
+
+
 def test_a_training_without_an_adapter_agrees_with_nothing(manifest, tmp_path):
     nothing = manifest.model_copy(update={"files": {}})
     assert not compare(nothing, ended_with(tmp_path / "o", nothing), tmp_path / "o").agrees

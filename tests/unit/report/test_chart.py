@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,24 @@ def test_a_point_at_a_tick_is_drawn_at_the_tick():
     middle = [float(y) for _, y in (p.split(",") for p in chart.lines[0].path.split())][1]
     between = (ticks["0.4"] + ticks["0.6"]) / 2
     assert math.isclose(middle, between, abs_tol=0.1)
+
+
+@pytest.mark.parametrize("width", [340, 500])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 13, 14, 30, 100, 1200, 50_000])
+def test_the_ticks_of_a_job_of_any_length_are_distinct_whole_steps(steps, width):
+    first, last = (1, steps) if steps > 1 else (0, 1)
+    chart = line_chart([("loss", [(first, 1.0), (last, 0.5)])], width=width, height=240)
+    found = [int(tick.label.replace(",", "")) for tick in chart.x_ticks]
+    assert found
+    assert found == sorted(set(found))
+    across = chart.right - chart.left
+    places = [chart.left + (step - first) / (last - first) * across for step in found]
+    assert [tick.at for tick in chart.x_ticks] == pytest.approx(places, abs=0.1)
+
+
+def test_three_steps_are_marked_one_by_one():
+    chart = line_chart([("loss", [(1, 1.0), (2, 0.7), (3, 0.5)])], width=500, height=240)
+    assert [tick.label for tick in chart.x_ticks] == ["1", "2", "3"]
 
 
 def test_without_points_there_is_no_chart():

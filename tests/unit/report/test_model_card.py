@@ -53,6 +53,15 @@ def test_every_snippet_is_for_the_trained_strength_and_a_prompt_of_the_style(fin
     compile(diffusers.code, "snippet", "exec")
 
 
+def test_the_card_counts_the_pictures_that_were_trained_on(finished):
+    manifest, _ = finished(pictures=10)
+    facts = manifest.metadata | {"plan": {"pictures": 8}}
+    card = model_card(manifest.model_copy(update={"metadata": facts}))
+    assert "trained on 8 of 10 pictures for 100 steps" in card
+    assert "| pictures | 8 of 10 |" in card
+    assert "| pictures | 10 |" in model_card(manifest)
+
+
 def test_of_a_training_that_was_interrupted_nobody_says_how_long_all_of_it_took(finished):
     manifest, _ = finished()
     assert "for 100 steps in 3 min 20 s" in model_card(manifest)

@@ -50,6 +50,54 @@ def test_the_page_says_what_was_trained_and_what_came_out(finished):
         assert said in text, said
 
 
+def with_facts(manifest, **facts):
+    return manifest.model_copy(update={"metadata": manifest.metadata | facts})
+
+
+def test_pictures_that_were_held_out_are_not_said_to_be_trained_on(finished):
+    manifest, folder = finished(pictures=10)
+    held_out = with_facts(manifest, plan={"pictures": 8})
+    text = " ".join(Tags(page(held_out, folder)).text.split())
+    assert "trained on 8 of 10 pictures for 100 steps" in text
+    assert "<dt>pictures</dt><dd>8 of 10</dd>" in page(held_out, folder)
+    all_of_them = with_facts(manifest, plan={"pictures": 10})
+    assert page(all_of_them, folder) == page(manifest, folder)
+    assert "trained on 10 pictures for 100 steps" in page(manifest, folder)
+
+
+EXACTLY = "on the same kind of machine, the same file comes out, bit for bit."
+BY_ROUNDING = "trains it again, but the file differs by rounding, because "
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({}, EXACTLY),
+        ({"packing": {"slots": 8, "mean_company": 1.0}, "resumed_exactly": True}, EXACTLY),
+        (
+            {"packing": {"slots": 8, "mean_company": 1.01}},
+            f"{BY_ROUNDING}it shared passes with other jobs.",
+        ),
+        (
+            {"resumed_exactly": False, "resumed_inexactly_because": "torch: 3 here, 2 before"},
+            f"{BY_ROUNDING}it did not go on exactly as it was when it was interrupted "
+            "(torch: 3 here, 2 before).",
+        ),
+        (
+            {"packing": {"slots": 2, "mean_company": 2.0}, "resumed_exactly": False},
+            f"{BY_ROUNDING}it shared passes with other jobs and it did not go on exactly as it "
+            "was when it was interrupted.",
+        ),
+    ],
+)
+def test_the_same_bits_are_promised_only_where_they_come_out_again(finished, facts, said):
+    manifest, folder = finished(pictures=1, previews=0)
+    text = " ".join(Tags(page(with_facts(manifest, **facts), folder)).text.split())
+    promise = text.partition("Train it again ")[2]
+    assert said in promise
+    assert (EXACTLY in promise) != (BY_ROUNDING in promise)
+
+
 def test_every_picture_is_in_the_page_and_nothing_else_is_loaded(finished):
     tags = Tags(page(*finished())).tags
     sources = [attributes["src"] for tag, attributes in tags if tag == "img"]

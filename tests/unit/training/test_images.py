@@ -1,7 +1,9 @@
 """Whatever a stranger's picture file is: upright RGB of the right colours, or a sentence."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from tests.fixtures.colour_profiles import adobe_rgb
 from worker.contract.errors import ErrorCode, JobError
 from worker.contract.pipe import ImageFile
 from worker.training.framing import square
@@ -96,6 +99,47 @@ def test_a_rotated_picture_is_turned_upright(tmp_path, kind):
     assert (picture.width, picture.height) == (60, 100)
     assert float(pixels[:, 32, -4].mean()) > 0.9
     assert float(pixels[:, 32, 4].mean()) < -0.9
+
+
+def with_exif_chunk(png: bytes, content: bytes) -> bytes:
+    """A PNG with an eXIf chunk of any content behind its header."""
+    checked = b"eXIf" + content
+    chunk = struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+    return png[:33] + chunk + png[33:]
+
+
+def with_exif_segment(jpeg: bytes, content: bytes) -> bytes:
+    """A JPEG with an APP1 segment of any content, as cameras write EXIF."""
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
+
+
+#: One tag, the orientation, of another type or value than it has.
+NOT_AN_ORIENTATION = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01"
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\x00II*\x00\x08\x00\x00\x00",
+        b"Exif\x00",
+        b"XX*\x00\x08\x00\x00\x00\x00\x00",
+        b"II*\x00",
+        b"\xff" * 40,
+        NOT_AN_ORIENTATION + b"\x03\x00\x01\x00\x00\x00\x00\x00\x00\x00" + bytes(4),
+        NOT_AN_ORIENTATION + b"\x03\x00\x01\x00\x00\x00\x09\x00\x00\x00" + bytes(4),
+        NOT_AN_ORIENTATION + b"\x02\x00\x03\x00\x00\x00up\x00\x00" + bytes(4),
+    ],
+)
+def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_lies(tmp_path, exif):
+    image = smooth((100, 60))
+    for kind, added in (("PNG", with_exif_chunk), ("JPEG", with_exif_segment)):
+        plain = saved(image, kind)
+        content = exif if kind == "PNG" else b"Exif\x00\x00" + exif
+        expected, pixels = usable(read(tmp_path, plain))
+        picture, found = usable(read(tmp_path, added(plain, content)))
+        assert torch.equal(found, pixels)
+        assert (picture.width, picture.height) == (100, 60)
+        assert picture.changes == expected.changes == ("cropped", "upscaled")
 
 
 def test_a_wide_picture_is_cropped_in_the_middle(tmp_path):
@@ -214,7 +258,8 @@ def test_the_largest_pictures_cost_about_what_their_decoders_take(tmp_path):
         *(("RGB", "JPEG", 7_900), ("RGB", "WEBP", 5_600)),
     ):
         image = solid(mode, 0, (side, side))
-        image.save(tmp_path / f"{mode} {kind}", kind, compress_level=1, method=0)
+        options = {"compress_level": 1, "method": 0, "icc_profile": adobe_rgb()}
+        image.save(tmp_path / f"{mode} {kind}", kind, **options)
     paths = sorted(map(str, tmp_path.iterdir()), key=lambda path: not path.endswith("small"))
     answer = subprocess.run(
         [sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True

@@ -257,6 +257,7 @@ def test_what_was_done_is_in_the_manifest_and_in_the_webhook(tiny_base_model, pi
     assert {file.name for file in ended.files} == {*manifest.files, "manifest.json"}
     page = (folder / "report.html").read_text()
     assert "2 pictures drawn by the base model" in page
+    assert "trained on 2 pictures for 6 steps" in page
     without, _ = run(command(tiny_base_model, pictures[:2], tmp_path / "without"))
     assert "class_pictures" not in without.metadata
     assert "Pictures of the class" not in (tmp_path / "without/out/report.html").read_text()

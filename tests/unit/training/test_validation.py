@@ -12,10 +12,12 @@ from tests.fixtures.drawn_pictures import draw_pictures
 from tests.unit.training.builders import build, command, digests, last_checkpoint, run
 from worker.contract.parameters import TrainingParameters
 from worker.contract.pipe import StepEvent
-from worker.training import evaluate, resumable
+from worker.training import evaluate, job, resumable
 from worker.training.evaluate import PASSES, fixed_loss, looked_at
+from worker.training.export import KOHYA_FILE
 from worker.training.families.sd1 import StableDiffusion1
 from worker.training.plan import make_plan
+from worker.training.sampler import held_out
 from worker.training.step import Lesson
 from worker.training.validation import PASS_COST, Validation, in_words, steps_between, thinned
 
@@ -71,12 +73,18 @@ def looks(mocker, *losses):
             "(-20%) until there and rose from 0.8 to 1 (+25%) until step 30; the adapter of step "
             "10 is the result.",
         ),
+        (
+            [(0, 1.0), (10, 0.8)],
+            20,
+            "the loss on 8 of the 20 held-out pictures fell from 1 to 0.8 (-20%).",
+        ),
+        ([(0, 1.0), (10, 0.8)], 8, "the loss on the 8 held-out pictures fell"),
         ([(0, 1.0), (10, 1.2)], 2, "The training did not help with the 2 held-out pictures"),
         ([(0, 1.0), (10, 0.995)], 2, "stayed at 0.995 at best"),
     ],
 )
 def test_the_curve_is_said_in_one_sentence(points, held_out, says):
-    assert says in in_words(points, held_out=held_out)
+    assert says in in_words(points, held_out=held_out, looked_at=min(held_out, PASSES) or 2)
 
 
 def test_a_backend_is_told_some_of_a_long_curve_with_its_ends_and_its_best():
@@ -281,6 +289,36 @@ def test_a_job_that_gets_no_better_ends_early_and_says_honest_numbers(
         {"step": 15, "validation_loss": 0.85},
         {"step": 20, "validation_loss": 0.81},
     ]
+
+
+def test_the_headers_are_of_the_weights_in_the_files(tiny_base_model, many, tmp_path, mocker):
+    """Ended early at step 15 of 600, the best after 10: the second pass over six pictures."""
+    seen = mocker.spy(job, "export_adapter")
+    looks(mocker, 0.9, 0.8, 0.85)
+    rules = {"validation_split": 0.25, "validation_steps": 5, "early_stopping_patience": 1}
+    order = command(tiny_base_model, many, tmp_path, **rules, max_train_steps=600)
+    run(order)
+    last, best = (call.kwargs["training"] for call in seen.call_args_list)
+    for facts, steps, epoch in ((last, "15", "3"), (best, "10", "2")):
+        assert (facts["steps"], facts["epoch"]) == (steps, epoch)
+        assert (facts["max_train_steps"], facts["num_epochs"]) == ("600", "100")
+    with safetensors.safe_open(Path(order.output_dir) / KOHYA_FILE, framework="pt") as file:
+        said = file.metadata()
+    assert said["ss_steps"] == "10"
+    assert "trained on 6 pictures for 10 steps" in said["modelspec.description"]
+    left_out = held_out(order.seed, 8, 2)
+    assert json.loads(said["ss_tag_frequency"]) == {
+        "pictures": {f"shape {index}": 1 for index in range(8) if index not in left_out}
+    }
+
+
+def test_what_is_said_names_how_many_of_the_held_out_pictures_are_looked_at(
+    tiny_base_model, many, tmp_path, mocker
+):
+    mocker.patch.object(evaluate, "PASSES", 1)
+    looks(mocker, 0.5)
+    ended, _ = run(command(tiny_base_model, many, tmp_path, validation_split=0.25))
+    assert "the loss on 1 of the 2 held-out pictures" in ended.metadata["validation"]["says"]
 
 
 def test_where_all_but_one_picture_is_bad_nothing_is_held_out_and_nothing_stops_early(
