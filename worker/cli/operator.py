@@ -77,24 +77,30 @@ def jobs_show(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> N
 @dead_app.command("list")
 def dead_list() -> None:
     """One line a dead job: id, code, when, why."""
-    for message in _queue("dead"):
+
+    def line(message: QueuedMessage) -> str:
         told = (message.headers.get(f"x-lora-{name}", "") for name in _TOLD)
-        typer.echo(row(job_id_of(message), *told))
+        return row(job_id_of(message), *told)
+
+    for text in _told("dead", line):
+        typer.echo(text)
 
 
 @dead_app.command("show")
 def dead_show(job_id: Annotated[str, typer.Argument(help="The job's id.")]) -> None:
     """A dead job's headers and its message as it was published."""
-    for message in _queue("dead"):
-        if job_id_of(message) == job_id:
-            headers = {k: v for k, v in message.headers.items() if k.startswith("x-lora-")}
-            typer.echo(
-                json.dumps(
-                    {"headers": headers, "body": message.body.decode("utf-8", "replace")}, indent=2
-                )
-            )
-            return
-    complain(f"no dead job has the id {job_id}", EXIT_BAD_JOB)
+
+    def shown(message: QueuedMessage) -> str | None:
+        if job_id_of(message) != job_id:
+            return None
+        headers = {k: v for k, v in message.headers.items() if k.startswith("x-lora-")}
+        body = message.body.decode("utf-8", "replace")
+        return json.dumps({"headers": headers, "body": body}, indent=2)
+
+    told = _told("dead", shown)
+    if not told:
+        complain(f"no dead job has the id {job_id}", EXIT_BAD_JOB)
+    typer.echo(told[0])
 
 
 @dead_app.command("replay")
@@ -125,14 +131,17 @@ def dead_purge(yes: _Yes = False) -> None:
 @events_app.command("list")
 def events_list() -> None:
     """One line a terminal webhook that was given up: job, event, receiver, why."""
-    for message in _queue("events_dead"):
+
+    def line(message: QueuedMessage) -> str:
         try:
             event = OutboxMessage.model_validate_json(message.body)
         except ValidationError:
-            typer.echo(row(message.message_id, "not readable"))
-            continue
+            return row(message.message_id, "not readable")
         reason = message.headers.get("x-lora-reason", "")
-        typer.echo(row(event.job_id, event.event, event.base, reason))
+        return row(event.job_id, event.event, event.base, reason)
+
+    for text in _told("events_dead", line):
+        typer.echo(text)
 
 
 @events_app.command("replay")
@@ -162,15 +171,19 @@ def events_purge(yes: _Yes = False) -> None:
     _purged("events_dead", yes)
 
 
-def _queue(name: str) -> list[QueuedMessage]:
-    """The messages of one queue of the topology, left where they are."""
+def _told(name: str, tell: Callable[[QueuedMessage], str | None]) -> list[str]:
+    """What `tell` makes of the messages of one queue of the topology, left where they are.
+
+    To be printed afterwards: whoever pages through it would keep the broker's connection waiting.
+    """
     settings = settings_or_exit()
     configure_logging("WARNING", "console", settings.secret_values)
     queue = getattr(topology_of(settings), name)
     try:
-        return look_at(BrokerAddress(settings.broker_url), queue)
+        told = look_at(BrokerAddress(settings.broker_url), queue, tell)
     except PublishFailed as error:
         complain(str(error), EXIT_UNAVAILABLE)
+    return [text for text in told if text is not None]
 
 
 def _moved(

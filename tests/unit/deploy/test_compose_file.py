@@ -136,13 +136,14 @@ def test_the_workers_user_may_use_its_queues_and_no_others():
     assert not re.search(rights["configure"], "amq.default")
 
 
-def test_policies_reach_the_queues_that_are_worked_from_and_no_others():
+def test_policies_reach_the_queues_that_messages_come_back_to_and_no_others():
     topology = Topology()
     names = [topology.main, *(spec.name for spec in topology.own_queues)]
     reached = {p["name"]: [n for n in names if re.search(p["pattern"], n)] for p in POLICIES}
     assert reached == {
         "lora-worker-jobs": [topology.main],
         "lora-worker-own": [topology.resume, topology.events],
+        "lora-worker-dead": [topology.dead, topology.events_dead],
     }
 
 
@@ -154,6 +155,13 @@ def test_a_message_that_comes_back_too_often_is_kept():
     assert (jobs["dead-letter-strategy"], jobs["overflow"]) == ("at-least-once", "reject-publish")
     [resume] = [spec for spec in topology.own_queues if spec.name == topology.resume]
     assert resume.arguments["x-dead-letter-routing-key"] == topology.dead
+
+
+def test_a_dead_letter_may_be_looked_at_as_often_as_one_likes():
+    """Looking takes and gives back, and from a queue of dead letters there is nowhere to go."""
+    [dead] = [p for p in POLICIES if p["name"] == "lora-worker-dead"]
+    assert dead["definition"] == {"delivery-limit": -1}
+    assert {(p["apply-to"], p["priority"]) for p in POLICIES} == {("quorum_queues", 10)}
 
 
 def test_our_queues_are_of_the_type_that_the_broker_gives_to_the_backends():

@@ -1,5 +1,6 @@
 """The commands of docs/deployment.md name what there is."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -77,6 +78,14 @@ def test_folders_and_containers_of_kubectl_commands_are_there():
         assert (ROOT / folder / "kustomization.yaml").is_file()
     for path in re.findall(r"`((?:overlays|components|base|models)(?:/[\w.-]+)*)`", PAGE):
         assert (ROOT / "config" / "kubernetes" / path).exists(), path
+
+
+def test_it_counts_the_policies_and_says_how_to_see_them():
+    """No AMQP client can: neither `doctor` nor `topology show`."""
+    definitions = json.loads((ROOT / "config" / "rabbitmq" / "definitions.json").read_text())
+    assert len(definitions["policies"]) == 3
+    assert re.findall(r"(\w+) policies", PAGE) == ["three", "three"]
+    assert "Policies they cannot see: `rabbitmqctl list_policies`." in PAGE
 
 
 def test_make_targets_exist():
