@@ -48,12 +48,15 @@ COPY --from=application /opt/lora-worker /opt/lora-worker
 COPY config/base_models.toml /app/config/
 WORKDIR /app
 # Everything that is written lies in /work (jobs that run), /models (the base models' cache) and /tmp,
-# so the rest may be read-only.
-ENV PATH=/opt/lora-worker/bin:/opt/venv/bin:$PATH \
+# so the rest may be read-only. Compiled kernels lie in /work, since docker's tmpfs runs no code.
+# GKE puts NVIDIA's driver below /usr/local/nvidia, and tells nobody.
+ENV PATH=/opt/lora-worker/bin:/opt/venv/bin:$PATH:/usr/local/nvidia/bin \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/work \
     HF_HOME=/models \
+    TORCHINDUCTOR_CACHE_DIR=/work/torchinductor \
     WORK_DIR=/work/jobs \
     HTTP_ADDRESS=0.0.0.0 \
     HTTP_PORT=8080 \

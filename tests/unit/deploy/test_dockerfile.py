@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from worker.jobs.devices import Share
+from worker.jobs.trainer_start import trainer_environment
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -24,6 +26,14 @@ FINAL = LINES[max(i for i, line in enumerate(LINES) if line.startswith("FROM")) 
 def instruction(name):
     [found] = [line.removeprefix(name).strip() for line in FINAL if line.startswith(f"{name} ")]
     return found
+
+
+def environment():
+    return dict(re.findall(r"(\w+)=(\S+)", instruction("ENV")))
+
+
+def seen_by_a_trainer():
+    return trainer_environment(environment(), share=Share(None), allow_hub=False)
 
 
 def test_the_linter_has_nothing_to_say():
@@ -52,7 +62,7 @@ def test_process_one_passes_signals_on_and_the_verb_is_the_workers():
 
 
 def test_its_settings_exist_and_lie_where_it_may_write():
-    assigned = dict(re.findall(r"(\w+)=(\S+)", instruction("ENV")))
+    assigned = environment()
     ours = {name for name in assigned if name.lower() in Settings.model_fields}
     assert ours == {"WORK_DIR", "HTTP_ADDRESS", "HTTP_PORT", "BASE_MODELS_FILE"}
     volumes = re.findall(r'"(/\w+)"', instruction("VOLUME"))
@@ -60,6 +70,17 @@ def test_its_settings_exist_and_lie_where_it_may_write():
     for name in ("WORK_DIR", "HOME", "HF_HOME"):
         assert any(assigned[name].startswith(volume) for volume in volumes)
     assert instruction("EXPOSE") == assigned["HTTP_PORT"]
+
+
+def test_a_trainer_finds_the_driver_where_gke_puts_it():
+    seen = seen_by_a_trainer()
+    assert seen["PATH"].split(":")[-1] == "/usr/local/nvidia/bin"
+    assert seen["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+
+
+def test_a_trainers_compiled_kernels_lie_where_they_may_run():
+    """Not in /tmp, a tmpfs of docker's without the right to execute."""
+    assert seen_by_a_trainer()["TORCHINDUCTOR_CACHE_DIR"].startswith("/work/")
 
 
 def test_what_changes_often_comes_last():
