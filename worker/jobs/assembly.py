@@ -198,9 +198,10 @@ def surroundings(parts: Parts, events: Consumer, activity: Activity) -> Surround
         store=parts.store,
         url=ObjectUrl(parts.settings.s3_bucket, "jobs/.there"),
         queues={
-            "events": topology.events,
-            "events_dead": topology.events_dead,
-            "dead": topology.dead,
+            "events": (topology.events,),
+            "events_retry": tuple(topology.events_retries.values()),
+            "events_dead": (topology.events_dead,),
+            "dead": (topology.dead,),
         },
         message_count=events.message_count,
         ends=lambda: activity.ends,

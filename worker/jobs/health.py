@@ -67,6 +67,7 @@ class Health:
         consumers: by name; `jobs` is the one that readiness asks for.
         slots: the threads that handle deliveries.
         stopping: whether the worker drains.
+        broker_asked: whether the broker was tried; at the start that waits for the store.
         slots_a_trainer: jobs that each trainer may have at a time.
     """
 
@@ -78,6 +79,7 @@ class Health:
     slots: Sequence[Thread]
     trainers: Sequence[Trainer]
     stopping: Callable[[], bool]
+    broker_asked: Callable[[], bool]
     slots_a_trainer: int = 1
 
     def pages(self) -> dict[str, Callable[[str], Page]]:
@@ -110,12 +112,13 @@ class Health:
     def checks(self) -> dict[str, dict[str, Any]]:
         """What must be there, each with whether it is and one clause."""
         connected = self.consumers["jobs"].connected
+        lacking = "cannot be reached" if self.broker_asked() else "has not been asked yet"
         trainer = self._trainers_up()
         problem = self.surroundings.store_problem
         return {
             "broker": {
                 "ok": connected,
-                "detail": "connected" if connected else "the broker cannot be reached",
+                "detail": "connected" if connected else f"the broker {lacking}",
             },
             "store": {"ok": not problem, "detail": problem or "answers"},
             "trainer": {"ok": bool(trainer), "detail": trainer or "no trainer is up yet"},

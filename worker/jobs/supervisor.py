@@ -53,7 +53,7 @@ class Supervisor:
         self._limits = limits or RunLimits()
         self._quota = JobQuota(self._limits.max_jobs)
         self._stop = StopRequest()
-        self._gave_up = self._ending = False
+        self._gave_up = self._ending = self._broker_asked = False
         self._parts = assemble(settings)
         running = RunningJobs()
         self._activity = Activity()
@@ -92,6 +92,7 @@ class Supervisor:
             slot.start()
         if not self._check_store():
             return 0
+        self._broker_asked = True
         for pool in (self._events, self._control, self._jobs):
             pool.consumer.start()
         if settings.http_port:
@@ -144,6 +145,7 @@ class Supervisor:
             try:
                 found = self._parts.store.probe(ObjectUrl(bucket, "jobs/"))
             except StoreUnavailable as error:
+                self._surroundings.store_answered(error)
                 log.warning("store_not_reached", reason=str(error))
                 self._stop.wait(_STORE_RETRY_SECONDS)
                 continue
@@ -153,6 +155,7 @@ class Supervisor:
                 raise SettingsError([f"S3_BUCKET {bucket} cannot be written: {found.reason}"])
             if not found.conditional_put:
                 log.error("store_without_conditional_put", reason=found.reason, fenced=False)
+            self._surroundings.store_answered(None)
             return True
         return False
 
@@ -176,6 +179,7 @@ class Supervisor:
             trainers=self._trainers,
             slots_a_trainer=self._settings.pack_slots,
             stopping=lambda: self._ending or self._stop(),
+            broker_asked=lambda: self._broker_asked,
         )
 
     def _retirement(self) -> Retirement:

@@ -27,19 +27,19 @@ class Surroundings:
 
     Attributes:
         url: an object that need not exist; the store is asked about it.
-        queues: names of queues by what they are called here.
+        queues: names of the queues that are counted together, by what they are called here.
         message_count: of a queue by its name; None if the broker does not say.
         ends: how many jobs have ended here; queues are looked at anew when it grows.
-        store_problem: one sentence, or empty if the store answered.
+        store_problem: one sentence, or empty if the store answered when it was last asked.
         gpus, messages: what was found.
     """
 
     store: ObjectStore
     url: ObjectUrl
-    queues: dict[str, str]
+    queues: dict[str, tuple[str, ...]]
     message_count: Callable[[str], int | None]
     ends: Callable[[], int]
-    store_problem: str = ""
+    store_problem: str = "the store has not been asked yet"
     gpus: list[GpuReading] = field(default_factory=list)
     messages: dict[str, int] = field(default_factory=dict)
     _closing: threading.Event = field(default_factory=threading.Event)
@@ -51,6 +51,11 @@ class Surroundings:
     def close(self) -> None:
         """Look no more."""
         self._closing.set()
+
+    def store_answered(self, error: StorageError | None) -> None:
+        """The store was asked: it is as it should be, or `error` says why not."""
+        self.store_problem = f"the store cannot be used: {error}" if error else ""
+        metrics.STORE_REACHABLE.set(not self.store_problem)
 
     def _run(self) -> None:
         gpus_at = far_at = 0.0
@@ -83,14 +88,14 @@ class Surroundings:
     def _look_at_store(self) -> None:
         try:
             self.store.head(self.url)
-            self.store_problem = ""
         except StorageError as error:
-            self.store_problem = f"the store cannot be used: {error}"
-        metrics.STORE_REACHABLE.set(not self.store_problem)
+            self.store_answered(error)
+        else:
+            self.store_answered(None)
 
     def _look_at_queues(self) -> None:
-        for known_as, queue in self.queues.items():
-            count = self.message_count(queue)
-            if count is not None:
-                self.messages[known_as] = count
-                metrics.QUEUE_MESSAGES.labels(known_as).set(count)
+        for known_as, queues in self.queues.items():
+            counts = [count for queue in queues if (count := self.message_count(queue)) is not None]
+            if len(counts) == len(queues):
+                self.messages[known_as] = sum(counts)
+                metrics.QUEUE_MESSAGES.labels(known_as).set(sum(counts))

@@ -128,7 +128,9 @@ OUTBOX_AGE = _histogram(
     "answer",
 )
 QUEUE_MESSAGES = _gauge(
-    "queue_messages", "Messages ready in a queue: events, events_dead, dead.", "queue"
+    "queue_messages",
+    "Messages ready in a queue: events, events_retry (all of its ladder), events_dead, dead.",
+    "queue",
 )
 
 # A series that appears with its first event has no increase; these are there from the start.

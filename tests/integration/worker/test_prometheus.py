@@ -118,7 +118,7 @@ def test_prometheus_scrapes_a_worker_and_answers_every_query(site, prometheus, w
     eventually(lambda: prometheus.value("up") == 0)
 
 
-def test_the_broker_says_how_many_jobs_wait_as_the_alert_asks(tmp_path):
+def test_the_broker_says_how_many_jobs_wait_and_are_dead_as_the_alerts_ask(tmp_path):
     scraped = yaml.safe_load((CONFIG / "prometheus" / "prometheus.yml").read_text())
     [job] = [one for one in scraped["scrape_configs"] if one["job_name"] == "rabbitmq"]
     port = free_port()
@@ -126,16 +126,23 @@ def test_the_broker_says_how_many_jobs_wait_as_the_alert_asks(tmp_path):
     with RabbitMQNode(tmp_path / "node", config=config, plugins=["rabbitmq_prometheus"]) as node:
         connection = pika.BlockingConnection(pika.URLParameters(node.url))
         channel = connection.channel()
-        channel.queue_declare("model_training", durable=True)
-        for _ in range(3):
-            channel.basic_publish("", "model_training", b"{}")
+        for queue in ("model_training", "model_training.dead", "model_training.events.dead"):
+            channel.queue_declare(queue, durable=True)
+            for _ in range(3):
+                channel.basic_publish("", queue, b"{}")
         query = urllib.parse.urlencode(job["params"], doseq=True)
         address = f"http://127.0.0.1:{port}{job['metrics_path']}?{query}"
-        wanted = re.compile(
-            r'rabbitmq_detailed_queue_messages_ready\{[^}]*queue="model_training"[^}]*\} 3$', re.M
-        )
+        wanted = {
+            ("messages_ready", "model_training"),
+            ("messages", "model_training.dead"),
+            ("messages", "model_training.events.dead"),
+        }
+        line = re.compile(r'^rabbitmq_detailed_queue_(\w+)\{[^}]*queue="([^"]+)"[^}]*\} 3$', re.M)
         # The broker counts every five seconds.
         eventually(
-            lambda: wanted.search(urllib.request.urlopen(address, timeout=10).read().decode())
+            lambda: (
+                wanted
+                <= set(line.findall(urllib.request.urlopen(address, timeout=10).read().decode()))
+            )
         )
         connection.close()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.browser import Browser
 from tests.live_worker import PATIENCE_SECONDS, TOKEN, eventually
+from worker.demo.receiver import Reply
 
 OUT_OF_MEMORY = 903  # tests/standin_trainer.py's style whose training fails
 
@@ -76,16 +77,25 @@ def test_without_a_broker_it_is_alive_but_not_ready(site, port, asked):
     with with_status(site, port, RABBITMQ_URL="amqp://guest:guest@127.0.0.1:1/"):
         eventually(asked.answers)
         assert asked.get("/livez")[0] == 200
-        status, body = asked.get("/readyz")
-        assert status == 503
-        assert "the broker cannot be reached" in json.loads(body)["reasons"]
+        assert asked.get("/readyz")[0] == 503
+        eventually(lambda: "the broker cannot be reached" in asked.json("/readyz")["reasons"])
+        assert asked.get("/readyz")[0] == 503
 
 
 def test_without_a_store_it_is_alive_but_not_ready(site, port, asked):
-    with with_status(site, port, S3_ENDPOINT_URL="http://127.0.0.1:1"):
+    """And it says what it waits for: the store, not the broker, which nobody has tried."""
+    with with_status(site, port, S3_ENDPOINT_URL="http://127.0.0.1:1") as worker:
         eventually(asked.answers)
         assert asked.get("/livez")[0] == 200
-        assert asked.get("/readyz")[0] == 503
+        status, body = asked.get("/readyz")
+        assert status == 503
+        assert any(reason.startswith("the store ") for reason in json.loads(body)["reasons"])
+        worker.wait_for_log("store_not_reached")
+        checks = asked.json("/status")["checks"]
+        assert not checks["store"]["ok"]
+        assert checks["store"]["detail"].startswith("the store cannot be used: ")
+        assert checks["broker"] == {"ok": False, "detail": "the broker has not been asked yet"}
+        assert "lora_worker_store_reachable 0.0" in asked.get("/metrics")[1]
 
 
 def test_a_draining_worker_is_not_ready_and_says_so(site, port, asked):
@@ -246,6 +256,23 @@ def test_a_browser_shows_progress_the_loss_curve_and_the_last_jobs(site, port, a
         worker.process.kill()
         browser.wait_for("getComputedStyle(document.getElementById('lost')).display == 'block'")
         assert "No answer from the worker" in browser.text()
+
+
+def test_webhooks_that_are_to_be_tried_again_are_counted_and_shown(site, port, asked):
+    site.receiver.respond = lambda request: Reply(status=503)
+    with with_status(site, port, WEBHOOK_RETRY_SECONDS="3600,7200"), Browser() as browser:
+        eventually(asked.ready)
+        for _ in range(2):
+            site.publish(site.message(parameters={"rank": 0}))
+        eventually(lambda: site.queue_sizes("model_training.events.retry.1h") == [2])
+        # The end of a job has the queues looked at.
+        site.publish(b"not a job at all")
+        eventually(lambda: asked.json("/status")["queues"].get("events_retry") == 2)
+        assert 'lora_worker_queue_messages{queue="events_retry"} 2.0' in asked.get("/metrics")[1]
+        browser.open(asked.url + "/")
+        browser.wait_for("document.getElementById('tiles').innerText.includes('2 waiting')")
+        assert "2 to be tried again · none given up" in browser.text()
+        assert browser.complaints == []
 
 
 def test_a_message_whose_sender_cannot_be_told_is_counted_and_shown(site, port, asked):

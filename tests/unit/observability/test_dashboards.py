@@ -17,13 +17,17 @@ RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule
 DASHBOARD = json.loads((ROOT / "config" / "grafana" / "lora-worker.json").read_text())
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
 
-#: Made by Prometheus itself, not by the worker.
-OF_PROMETHEUS = {"up"}
+#: Made by Prometheus itself and by the broker, not by the worker.
+OF_OTHERS = {
+    "up",
+    "rabbitmq_detailed_queue_messages",
+    "rabbitmq_detailed_queue_messages_ready",
+}
 
 
 def names_in(query):
     bare = re.sub(r'"[^"]*"', "", query)
-    return set(re.findall(r"\b(?:lora_worker|process)_\w+\b|\bup\b", bare))
+    return set(re.findall(r"\b(?:lora_worker|process|rabbitmq)_\w+\b|\bup\b", bare))
 
 
 def queries():
@@ -41,7 +45,7 @@ def queries():
 def test_every_query_names_metrics_that_exist(where, query):
     named = names_in(query)
     assert named, f"{where} names no metric"
-    assert named - OF_PROMETHEUS <= metrics.names()
+    assert named - OF_OTHERS <= metrics.names()
 
 
 def test_every_metric_of_ours_is_on_the_dashboard_or_in_an_alert():
@@ -53,6 +57,13 @@ def test_every_metric_of_ours_is_on_the_dashboard_or_in_an_alert():
 
 def test_an_unknown_metric_would_be_noticed():
     assert names_in('rate(lora_worker_no_such_total{a="up"}[5m])') == {"lora_worker_no_such_total"}
+
+
+def test_webhooks_wait_on_their_way_and_on_the_ladder():
+    [panel] = [one for one in DASHBOARD["panels"] if one["title"] == "Webhooks waiting"]
+    asked = {target["expr"] for target in panel["targets"]}
+    waiting = ("events", "events_retry")
+    assert asked == {f'max(lora_worker_queue_messages{{queue="{name}"}})' for name in waiting}
 
 
 def test_no_label_can_hold_an_id():
