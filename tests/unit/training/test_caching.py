@@ -21,9 +21,9 @@ def read(mocker):
     indices: list[int] = []
     original = images.read_picture
 
-    def noted(file, *others):
+    def noted(file, *others, **named):
         indices.append(file.index)
-        return original(file, *others)
+        return original(file, *others, **named)
 
     mocker.patch.object(images, "read_picture", noted)
     return indices
